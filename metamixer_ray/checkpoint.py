@@ -1,0 +1,125 @@
+"""What a peer needs to go on: weights, optimizer, and how far it is. No random state, since none is ever kept.
+
+A checkpoint folder holds, per peer, ``peer0.pt`` (tensors and numbers only, loaded with ``weights_only``) and
+``peer0.json``, its manifest: the configuration it belongs to, where it stopped, and the hash of the file.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from metamixer_ray.errors import CheckpointError
+
+FORMAT = 1
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a training is. ``epoch`` counts from 0; ``step`` is the next step inside that epoch."""
+
+    epoch: int = 0
+    step: int = 0
+    total_steps: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    elapsed: float = 0.0
+    """Seconds of training and evaluation so far, over all attempts."""
+    epoch_seconds: float = 0.0
+    """Seconds spent in the running epoch."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Running sums of the epoch's metrics."""
+    last_report: dict[str, Any] | None = None
+    """What this rank reported at the end of the last finished epoch."""
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_peer(
+    folder: Path,
+    peer: int,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    identity: Mapping[str, Any],
+) -> None:
+    """Write one peer's two files into ``folder``; the manifest last, so that a torn write is never taken for whole."""
+    weights = folder / f"peer{peer}.pt"
+    torch.save(
+        {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)},
+        weights,
+    )
+    manifest = {
+        "format": FORMAT,
+        "peer": peer,
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "sha256": _hash(weights),
+        "identity": dict(identity),
+    }
+    (folder / f"peer{peer}.json").write_text(json.dumps(manifest, indent=1))
+
+
+def read_peer(folder: Path, peer: int, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read and verify one peer's file: ``{"network", "optimizer", "progress"}``, tensors on the CPU.
+
+    Args:
+        identity: the settings the checkpoint must belong to; None takes any.
+
+    Raises:
+        CheckpointError: a missing or torn file, another format, or another configuration; the message says which.
+    """
+    weights, manifest_path = folder / f"peer{peer}.pt", folder / f"peer{peer}.json"
+    try:
+        manifest = json.loads(manifest_path.read_text())
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(
+                f"{manifest_path} has checkpoint format {manifest['format']}, this version reads {FORMAT}; "
+                "use the version that wrote it, or start a new run"
+            )
+        if _hash(weights) != manifest["sha256"]:
+            raise CheckpointError(
+                f"{weights} is not the file that was written (its hash differs): torn or changed"
+            )
+        theirs = manifest["identity"]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error.filename} is missing from the checkpoint") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{manifest_path} is torn or not a manifest: {error!r}") from None
+    if identity is not None:
+        ours = json.loads(json.dumps(dict(identity)))
+        different = [k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k)]
+        if different:
+            name = sorted(different)[0]
+            raise CheckpointError(
+                f"{folder} belongs to another configuration: {name} was {theirs.get(name)!r} and is now "
+                f"{ours.get(name)!r}; resume with the settings in the run's config.yaml, or choose another --name"
+            )
+    loaded: dict[str, Any] = torch.load(weights, map_location="cpu", weights_only=True)
+    return loaded
+
+
+def restore_peer(
+    folder: Path,
+    peer: int,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+) -> Progress:
+    """Put a checkpoint back into ``network`` and ``optimizer`` and return how far it was.
+
+    Raises:
+        CheckpointError: see :func:`read_peer`.
+    """
+    saved = read_peer(folder, peer, identity)
+    network.load_state_dict(saved["network"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return Progress(**saved["progress"])

@@ -1,0 +1,301 @@
+"""The configuration of a training: each room owns its part, here they are joined into one tree.
+
+The command line, the YAML files, MLflow's parameters and a sweep's spaces all speak of the same field names. Names
+are unique across the tree, so a flag needs no prefix and a YAML file may be nested by room or flat.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from metamixer_ray.data import DataConfig
+from metamixer_ray.distill import DistillConfig
+from metamixer_ray.errors import ConfigError
+from metamixer_ray.mixing import MixingConfig
+from metamixer_ray.networks import NetworkConfig
+from metamixer_ray.optimisation import OptimisationConfig
+from metamixer_ray.precision import Precision
+
+
+def home() -> Path:
+    """Where runs and the tracking store live by default: ``$METAMIXER_HOME``, else ``~/metamixer_ray``.
+
+    Never the working directory: behind ``ray job submit`` that is a throw-away copy.
+    """
+    return Path(os.environ.get("METAMIXER_HOME") or Path.home() / "metamixer_ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementConfig:
+    """Where the workers run."""
+
+    replicas: int = 1
+    """Workers per peer: each holds the same network and takes its share of the batch."""
+    gpus_per_worker: float | None = None
+    """GPUs of one worker; below 1, workers share a GPU. Default: 1 where the cluster has GPUs, else 0."""
+    cpus_per_worker: float | None = None
+    """CPUs that Ray reserves for one worker; fractions allowed. Default: an even share of the cluster, at most 4."""
+    threads: int | None = None
+    """Threads that one worker computes with on a CPU. Default: its CPUs, at least 1."""
+    peer_labels: tuple[str, ...] = ()
+    """Node labels per peer, for example accelerator-type=A100 accelerator-type=T4; '-' for a peer without any."""
+    address: str | None = None
+    """Ray cluster to join. Default: $RAY_ADDRESS, the cluster a job was submitted to, or a new local one."""
+    max_failures: int = 100
+    """How often the workers are restarted from the last checkpoint after one of them died."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where the run is kept and what it prints."""
+
+    name: str | None = None
+    """Name of the run and of its folder. Default: made of the peers, the mixer, the data and the time."""
+    storage: str | None = None
+    """Folder or URI (s3://, gs://, ...) that holds the run folders. Default: $METAMIXER_HOME/runs in your home."""
+    resume: bool = False
+    """Continue the run of --name, or the newest unfinished run of this very configuration."""
+    checkpoint_seconds: float = 300.0
+    """Also checkpoint inside an epoch when so many seconds have passed since the last one; 0: at epoch ends only."""
+    keep_checkpoints: int = 2
+    """How many of the latest checkpoints are kept."""
+    tracking_uri: str | None = None
+    """MLflow store or server. Default: $MLFLOW_TRACKING_URI, else SQLite in $METAMIXER_HOME."""
+    experiment: str = "metamixer_ray"
+    """MLflow experiment."""
+    log_models: bool = True
+    """Log each peer's network to MLflow as a model that predicts on raw uint8 images."""
+    verbose: bool = False
+    """Show Ray's and MLflow's own messages too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train peer networks together: online knowledge distillation with MetaMixer on Ray."""
+
+    peers: tuple[str, ...] = ("resnet14", "resnet8")
+    """The networks that learn together, one name per peer: CIFAR-style families, torchvision's, or module:function."""
+    epochs: int = 20
+    """Passes over the training set."""
+    batch_size: int = 128
+    """Images per step that every peer sees, over all its replicas; a multiple of 4 x replicas for quadruples."""
+    seed: int = 0
+    """Decides initial weights, batches, augmentation and mixing."""
+    precision: Precision = "auto"
+    """auto: bf16 autocast where the hardware has it natively, float32 elsewhere. Losses are always float32."""
+    compile: bool = False
+    """Compile each network with torch.compile."""
+    evaluate_every: int = 1
+    """Evaluate after every so many epochs; after the last one always."""
+    baseline: bool = False
+    """Also train the same networks alone (same weights, same batches, no mixing, no exchange) and report the gain."""
+    dataset: DataConfig = field(default_factory=DataConfig)
+    mixing: MixingConfig = field(default_factory=MixingConfig)
+    distillation: DistillConfig = field(default_factory=DistillConfig)
+    networks: NetworkConfig = field(default_factory=NetworkConfig)
+    optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def workers(self) -> int:
+        """Size of the world: peers x replicas."""
+        return len(self.peers) * self.placement.replicas
+
+    def check(self) -> None:
+        """Refuse what can't work, before anything is started.
+
+        Raises:
+            ConfigError: names the option and a value that works.
+        """
+        for name, least in (("epochs", 1), ("batch_size", 2), ("evaluate_every", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{flag(name)} must be at least {least}, it is {getattr(self, name)}")
+        if not self.peers:
+            raise ConfigError("--peers needs at least one network")
+        if self.placement.replicas < 1:
+            raise ConfigError(f"--replicas must be at least 1, it is {self.placement.replicas}")
+        if self.run.keep_checkpoints < 1:
+            raise ConfigError(
+                "--keep-checkpoints must be at least 1: without a checkpoint nothing can resume"
+            )
+        if self.distillation.distiller != "none" and len(self.peers) < 2:
+            raise ConfigError(
+                f"--distiller {self.distillation.distiller} needs at least two --peers, there is one: "
+                "add a peer, or train it alone with --distiller none"
+            )
+        if self.mixing.off_epochs >= self.epochs and self.mixing.mixer != "none":
+            raise ConfigError(
+                f"--off-epochs {self.mixing.off_epochs} leaves none of the {self.epochs} --epochs mixed; "
+                "use --mixer none for that"
+            )
+        if self.distillation.kd_warmup_epochs > self.epochs:
+            raise ConfigError(
+                f"--kd-warmup-epochs {self.distillation.kd_warmup_epochs} is longer than the "
+                f"{self.epochs} --epochs"
+            )
+        if self.placement.peer_labels and len(self.placement.peer_labels) != len(self.peers):
+            raise ConfigError(
+                f"--peer-labels has {len(self.placement.peer_labels)} values for {len(self.peers)} peers: "
+                "give one each, '-' for a peer without any"
+            )
+        for name in ("gpus_per_worker", "cpus_per_worker"):
+            value = getattr(self.placement, name)
+            if value is not None and value < 0:
+                raise ConfigError(f"{flag(name)} can't be negative, it is {value}")
+        if self.run.name is not None and (not self.run.name.strip(".") or set(self.run.name) & set("/\\\0")):
+            raise ConfigError(
+                f"--name {self.run.name!r} can't name a folder; use letters, digits, '-' and '_'"
+            )
+        self.optimisation.check(len(self.peers))
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field: ``batch_size`` -> ``--batch-size``."""
+    return "--" + name.replace("_", "-")
+
+
+def _leaves(kind: type) -> Iterator[tuple[str | None, str]]:
+    for f in fields(kind):
+        hint = get_type_hints(kind)[f.name]
+        if is_dataclass(hint) and isinstance(hint, type):
+            yield from ((f.name, leaf) for _, leaf in _leaves(hint))
+        else:
+            yield None, f.name
+
+
+def sections() -> dict[str, str | None]:
+    """Every field name of the tree and the section it stands in (None: the top)."""
+    return {leaf: section for section, leaf in _leaves(TrainConfig)}
+
+
+def flatten(config: TrainConfig) -> dict[str, Any]:
+    """All settings as one flat mapping of field name to value, in the order of the tree."""
+    return {
+        name: getattr(getattr(config, section) if section else config, name)
+        for name, section in sections().items()
+    }
+
+
+def nest(settings: Mapping[str, Any], *, source: str = "configuration") -> dict[str, Any]:
+    """Sort flat or nested settings into the tree's sections.
+
+    Raises:
+        ConfigError: an unknown name; the nearest valid one is suggested.
+    """
+    known = sections()
+    rooms = {section for section in known.values() if section}
+    nested: dict[str, Any] = {}
+    for name, value in settings.items():
+        key = str(name).replace("-", "_")
+        if key in rooms and isinstance(value, Mapping):
+            nested.setdefault(key, {}).update(nest(value, source=source).get(key, {}))
+            strangers = [k for k in value if known.get(str(k).replace("-", "_")) != key]
+            if strangers:
+                raise ConfigError(f"{source}: {strangers[0]!r} does not belong to section {key!r}")
+        elif key in known:
+            section = known[key]
+            (nested.setdefault(section, {}) if section else nested)[key] = value
+        else:
+            near = difflib.get_close_matches(key, [*known, *rooms], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{source}: unknown setting {name!r}{hint}")
+    return nested
+
+
+def from_settings(settings: Mapping[str, Any], *, source: str = "configuration") -> TrainConfig:
+    """A configuration from flat or nested settings; what is not named keeps its default.
+
+    Raises:
+        ConfigError: an unknown name or a value of the wrong type, named.
+    """
+    nested = _wrap_scalars(TrainConfig, nest(settings, source=source))
+    try:
+        return TypeAdapter(TrainConfig).validate_python(nested)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = next((str(part) for part in reversed(first["loc"]) if isinstance(part, str)), "?")
+        raise ConfigError(f"{source}: {where}: {first['msg']} (it is {first['input']!r})") from None
+
+
+def _wrap_scalars(kind: type, nested: dict[str, Any]) -> dict[str, Any]:
+    """``lr: 0.1`` in a file means the same as ``lr: [0.1]``."""
+    hints = get_type_hints(kind)
+    wrapped: dict[str, Any] = {}
+    for name, value in nested.items():
+        hint = hints[name]
+        if isinstance(value, Mapping) and is_dataclass(hint) and isinstance(hint, type):
+            wrapped[name] = _wrap_scalars(hint, dict(value))
+        elif "tuple" in str(hint) and value is not None and not isinstance(value, list | tuple):
+            wrapped[name] = (value,)
+        else:
+            wrapped[name] = value
+    return wrapped
+
+
+def to_settings(config: TrainConfig) -> dict[str, Any]:
+    """The tree as plain nested mappings and lists, ready for YAML or JSON."""
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        return list(value) if isinstance(value, tuple) else value
+
+    settings: dict[str, Any] = plain(config)
+    return settings
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The configuration as YAML that ``--config`` takes."""
+    return yaml.safe_dump(to_settings(config), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: str | Path) -> TrainConfig:
+    """Read a configuration from a YAML file.
+
+    Raises:
+        ConfigError: no such file, not YAML, or settings that don't fit.
+    """
+    try:
+        settings = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not YAML: {error}") from None
+    if settings is None:
+        settings = {}
+    if not isinstance(settings, Mapping):
+        raise ConfigError(
+            f"--config {path} must hold settings as 'name: value', not a {type(settings).__name__}"
+        )
+    return from_settings(settings, source=f"--config {path}")
+
+
+# What changes how a run is carried out but not what it computes.
+_NOT_IDENTITY = frozenset(
+    {
+        *(f.name for f in fields(RunConfig)),
+        *(f.name for f in fields(PlacementConfig) if f.name != "replicas"),
+        *("loader_processes", "cache_dir", "data_root", "evaluate_every", "baseline"),
+    }
+)
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide the trained weights; a checkpoint fits only a run that agrees on all of them."""
+    flat = flatten(config)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items() if k not in _NOT_IDENTITY}
+
+
+def fingerprint(config: TrainConfig) -> str:
+    """A short hash of :func:`identity`."""
+    text = json.dumps(identity(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

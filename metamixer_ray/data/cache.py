@@ -1,0 +1,285 @@
+"""Decoding a source once per node: the cache folder, its fingerprint, its lock."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from metamixer_ray.data.arrow_file import MappedSplit, map_arrow, write_arrow
+from metamixer_ray.data.decoding import decode_all
+from metamixer_ray.data.sources.base import Part, Source, Split
+from metamixer_ray.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+# Change it whenever decoding, resizing or the file's layout changes: older caches are then never read.
+FORMAT_VERSION = 1
+REPORTED = 5
+
+OnBadImage = Literal["error", "skip"]
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """The folder for prepared images: ``cache_dir``, else $METAMIXER_CACHE, else ~/.cache/metamixer_ray."""
+    return (
+        Path(cache_dir or os.environ.get("METAMIXER_CACHE") or "~/.cache/metamixer_ray")
+        .expanduser()
+        .absolute()
+    )
+
+
+def fingerprint(*facts: Any) -> str:
+    """32 hexadecimal digits that differ when any of the JSON-able ``facts`` does."""
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def prepare(
+    source: Source, folder: Path, *, key: str, size: int | None, on_bad_image: OnBadImage, processes: int
+) -> tuple[MappedSplit, MappedSplit]:
+    """The decoded training and test images of ``source``, mapped from ``folder`` and decoded first if need
+    be.
+
+    Of several processes that ask for the same ``key``, one decodes and the others wait. Files appear under
+    their final name only when whole, so what a killed process left is never used; it is removed by the next
+    to decode.
+
+    Raises:
+        DataError: an image, a label or a file cannot be used.
+        ConfigError: the cache folder cannot be written.
+    """
+    place = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', source.name)[:60]}-{key[:20]}"
+    train, test = place / "train.arrow", place / "test.arrow"
+    ready = _mapped(train, key), _mapped(test, key)
+    if ready[0] is not None and ready[1] is not None:
+        return ready[0], ready[1]
+    with _writing(folder):
+        place.mkdir(parents=True, exist_ok=True)
+        with _locked(place / "lock"):
+            mapped_train = _mapped(train, key) or _decode(
+                "train", source, train, key, None, size, on_bad_image, processes
+            )
+            classes = tuple(mapped_train.facts["classes"])
+            mapped_test = _mapped(test, key) or _decode(
+                "test", source, test, key, classes, size, on_bad_image, processes
+            )
+    return mapped_train, mapped_test
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"--cache-dir {folder}: decoded images cannot be kept there ({error}); give a folder with room "
+            "that may be written, or set METAMIXER_CACHE"
+        ) from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=1)
+    except filelock.Timeout:
+        logger.info("waiting for another process to decode the images into %s", path.parent)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _mapped(path: Path, key: str) -> MappedSplit | None:
+    try:
+        mapped = map_arrow(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, pa.ArrowException, KeyError, ValueError, IndexError) as error:
+        logger.warning("%s is damaged and will be made again: %s", path, error)
+        return None
+    return mapped if mapped.facts.get("key") == key else None
+
+
+def _decode(
+    split: Split,
+    source: Source,
+    target: Path,
+    key: str,
+    classes: tuple[str, ...] | None,
+    size: int | None,
+    on_bad_image: OnBadImage,
+    processes: int,
+) -> MappedSplit:
+    for left in target.parent.glob(f".{split}.*"):
+        left.unlink(missing_ok=True)
+    part = source.open(split)
+    if part.rows == 0:
+        raise DataError(
+            f"{part.where}: the {split} part holds no images; check what --data and --test-data name"
+        )
+    if classes is not None and part.classes is not None and part.classes != classes:
+        raise DataError(
+            f"{part.where}: its class names differ from the training part's "
+            f"({_difference(part.classes, classes)}), so equal labels would mean different classes; give "
+            "both parts of one data set"
+        )
+    logger.info("decoding %d %s images of %s into %s", part.rows, split, source.name, target.parent)
+    # The host's name keeps two nodes apart whose shared file system doesn't honour the lock.
+    stem = f".{split}.{socket.gethostname()}.{os.getpid()}"
+    raw, whole = target.parent / f"{stem}.raw", target.parent / f"{stem}.arrow"
+    try:
+        gathered = _Gathered(split, part, classes or part.classes, on_bad_image)
+        stream = decode_all(part.chunks, size=size, rows=part.rows, processes=processes)
+        with open(raw, "wb") as out, closing(stream):
+            for decoded in stream:
+                block = gathered.add(decoded.images, decoded.labels, decoded.places, decoded.problems)
+                if block is not None:
+                    out.write(block.data)
+        labels, shape, facts = gathered.finish()
+        write_arrow(whole, raw, shape, labels, {**facts, "key": key})
+        os.replace(whole, target)
+    finally:
+        raw.unlink(missing_ok=True)
+        whole.unlink(missing_ok=True)
+    return map_arrow(target)
+
+
+def _difference(names: tuple[str, ...], classes: tuple[str, ...]) -> str:
+    if len(names) != len(classes):
+        return f"{len(names)} instead of {len(classes)}"
+    number = next(i for i, pair in enumerate(zip(names, classes, strict=True)) if pair[0] != pair[1])
+    return f"class {number} is {names[number]} instead of {classes[number]}"
+
+
+class _Gathered:
+    """Checks the rows of one split as they come and sums up what the metadata says of them."""
+
+    def __init__(
+        self, split: Split, part: Part, classes: tuple[str, ...] | None, on_bad_image: OnBadImage
+    ) -> None:
+        self.split = split
+        self.part = part
+        self.classes = classes
+        self.skip = on_bad_image == "skip"
+        self.labels: list[int] = []
+        self.shape: tuple[int, int, int] | None = None
+        self.first_place = ""
+        self.problems: list[str] = []
+        self.skipped = 0
+        self.sums = np.zeros(3, dtype=np.uint64)
+        self.squares = np.zeros(3, dtype=np.uint64)
+        self.digest = hashlib.blake2b(digest_size=16)
+
+    def add(
+        self,
+        images: list[NDArray[np.uint8] | None],
+        labels: list[object],
+        places: list[str],
+        problems: list[str | None],
+    ) -> NDArray[np.uint8] | None:
+        """The usable images of a chunk as uint8 [n, 3, H, W], or None if there are none."""
+        kept: list[NDArray[np.uint8]] = []
+        for image, label, place, problem in zip(images, labels, places, problems, strict=True):
+            problem = problem or self._label_problem(label)
+            if problem is not None or image is None:
+                self._bad(place, problem or "no image")
+                continue
+            self._check_shape(image, place)
+            kept.append(image)
+            self.labels.append(int(label))  # type: ignore[call-overload]
+        if not kept:
+            return None
+        block = np.stack(kept)
+        wide = block.astype(np.uint32)
+        self.sums += wide.sum(axis=(0, 2, 3), dtype=np.uint64)
+        self.squares += np.square(wide).sum(axis=(0, 2, 3), dtype=np.uint64)
+        self.digest.update(block.data)
+        return block
+
+    def _label_problem(self, label: object) -> str | None:
+        if label is None:
+            return "the label is null"
+        if isinstance(label, bool) or not isinstance(label, int | np.integer):
+            return f"the label is {label!r}, not an integer"
+        if label < 0:
+            hint = (
+                ""
+                if self.labels or self.split == "train"
+                else "; if no label here is, give --test-data with labels"
+            )
+            return f"the label is {label}, which isn't a class number from 0{hint}"
+        if self.classes is not None and label >= len(self.classes):
+            return f"the label is {label}, but the classes are 0 to {len(self.classes) - 1}"
+        return None
+
+    def _bad(self, place: str, problem: str) -> None:
+        if not self.skip:
+            raise DataError(
+                f"{place}: {problem}. Mend or remove it, or give --on-bad-image skip to leave out what "
+                "cannot be used"
+            )
+        self.skipped += 1
+        if len(self.problems) < REPORTED:
+            self.problems.append(f"{place}: {problem}")
+            logger.warning("left out: %s: %s", place, problem)
+
+    def _check_shape(self, image: NDArray[np.uint8], place: str) -> None:
+        _, height, width = image.shape
+        if self.shape is None:
+            if height != width:
+                raise DataError(
+                    f"{place}: the image is {width} x {height} pixels, not square; give --image-size N to "
+                    "bring all images to N x N"
+                )
+            self.shape, self.first_place = (3, height, width), place
+        elif image.shape != self.shape:
+            raise DataError(
+                f"{place}: the image is {width} x {height} pixels, but {self.first_place} is "
+                f"{self.shape[2]} x {self.shape[1]}; give --image-size N to bring all images to N x N"
+            )
+
+    def finish(self) -> tuple[NDArray[np.int64], tuple[int, int, int], dict[str, Any]]:
+        """Labels int64 [N], the images' shape, and the metadata."""
+        if self.shape is None:
+            raise DataError(
+                f"{self.part.where}: none of the {self.skipped} {self.split} images can be used; the first: "
+                f"{self.problems[0] if self.problems else 'there are none'}"
+            )
+        if self.skipped:
+            logger.warning("%s: left out %d of %d images", self.part.where, self.skipped, self.part.rows)
+        labels = np.array(self.labels, dtype=np.int64)
+        self.digest.update(labels.data)
+        classes = self.classes or self._numbered(labels)
+        values = len(labels) * self.shape[1] * self.shape[2]
+        # Whole numbers all the way: the variance is a small difference of huge sums.
+        pairs = [(int(total), int(squares)) for total, squares in zip(self.sums, self.squares, strict=True)]
+        facts = {
+            "classes": list(classes),
+            "mean": [total / (values * 255) for total, _ in pairs],
+            "std": [(values * squares - total**2) ** 0.5 / (values * 255) or 1.0 for total, squares in pairs],
+            "skipped": self.skipped,
+            "digest": self.digest.hexdigest(),
+        }
+        return labels, self.shape, facts
+
+    def _numbered(self, labels: NDArray[np.int64]) -> tuple[str, ...]:
+        count = int(labels.max()) + 1
+        if count > max(len(labels), 2):
+            raise DataError(
+                f"{self.part.where}: labels reach {count - 1} with only {len(labels)} images, so they "
+                "aren't class numbers from 0; name another column by --label-column, or number the classes "
+                "from 0"
+            )
+        return tuple(str(number) for number in range(count))

@@ -1,0 +1,89 @@
+"""What a person may choose about the data: where it is, how it is split, sampled and augmented."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from metamixer_ray.errors import ConfigError
+
+Augment = Literal["auto", "none", "crop", "crop-flip", "trivial", "rand"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images come from and how they become batches.
+
+    Raises:
+        ConfigError: a value that cannot work, named by its flag.
+    """
+
+    data: str = "digits"
+    """What to learn from: a name (digits, cifar10, cifar100, fashion-mnist, svhn, stl10); a Parquet file,
+    folder, glob or URI (s3://, gs://, file://) with Hugging Face image columns; a folder with train/ and
+    test/ trees of class folders; or module:function that returns (train_images, train_labels, test_images,
+    test_labels)."""
+
+    test_data: str | None = None
+    """Where the test images are, when --data holds only training images: a file, folder, glob or URI like
+    --data."""
+
+    data_root: str | None = None
+    """Folder that already holds a named torchvision set, unpacked as torchvision lays it out; nothing is
+    downloaded."""
+
+    image_column: str | None = None
+    """Parquet column with the images; found by its type when there is only one."""
+
+    label_column: str | None = None
+    """Parquet column with the integer labels; found by its type when there is only one."""
+
+    image_size: int | None = None
+    """Side in pixels that every image is brought to (short side resized, then centre crop); by default the
+    images' own size, and 16 for digits. Needed when images differ in size or aren't square."""
+
+    validation_fraction: float = 0.0
+    """Share of the training set cut off as validation split, evenly over the classes and before
+    --train-limit; when it is above 0, evaluation uses this split instead of the test set."""
+
+    train_limit: int | None = None
+    """Train on this many images only, drawn evenly over the classes from what --validation-fraction left."""
+
+    split_seed: int = 0
+    """Seed of the validation split and of --train-limit; apart from --seed, so that runs that differ only in
+    --seed learn from and are measured on the same images."""
+
+    augment: Augment = "auto"
+    """How training images vary: crop (random crop after padding), crop-flip (and random mirroring), trivial
+    (crop-flip, then TrivialAugment), rand (crop-flip, then RandAugment), none; auto is crop for the named
+    sets digits and svhn, whose mirror images mean something else, and crop-flip for all others."""
+
+    on_bad_image: Literal["error", "skip"] = "error"
+    """What to do with an image that cannot be decoded or has no valid label: stop, or leave it out and count
+    it."""
+
+    sampler: Literal["auto", "quadruple", "shuffle"] = "auto"
+    """How batches are formed: quadruple (two images of each of two classes, side by side), shuffle (plain
+    random order); auto takes quadruple when the mixer needs it."""
+
+    loader_processes: int = 0
+    """Processes per worker that prepare and augment batches; 0 uses one background thread. Never changes the
+    batches."""
+
+    cache_dir: str | None = None
+    """Folder for decoded images and downloads; by default $METAMIXER_CACHE, else ~/.cache/metamixer_ray."""
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 4:
+            raise ConfigError(f"--image-size {self.image_size}: images need at least 4 pixels a side")
+        if not 0 <= self.validation_fraction < 1:
+            raise ConfigError(
+                f"--validation-fraction {self.validation_fraction}: give a share from 0 (none) to below 1, "
+                "like 0.1"
+            )
+        if self.train_limit is not None and self.train_limit < 1:
+            raise ConfigError(
+                f"--train-limit {self.train_limit}: give a positive number of images, or leave it out"
+            )
+        if self.split_seed < 0:
+            raise ConfigError(f"--split-seed {self.split_seed}: give 0 or a positive integer")
+        if self.loader_processes < 0:
+            raise ConfigError(f"--loader-processes {self.loader_processes}: give 0 or a positive integer")

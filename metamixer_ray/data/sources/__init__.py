@@ -1,0 +1,107 @@
+"""Where images can come from: one file per kind, one line here per name."""
+
+import difflib
+import os
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from metamixer_ray.data.config import DataConfig
+from metamixer_ray.data.sources.base import CHUNK_ROWS, Chunk, Part, Source, Split, array_chunks
+from metamixer_ray.data.sources.digits import open_digits
+from metamixer_ray.data.sources.folder import open_folder
+from metamixer_ray.data.sources.function import open_function
+from metamixer_ray.data.sources.locations import SUFFIXES, is_uri
+from metamixer_ray.data.sources.parquet import open_parquet
+from metamixer_ray.data.sources.torchvision_sets import TORCHVISION_SETS, open_torchvision
+from metamixer_ray.errors import ConfigError
+
+
+def _torchvision(name: str, config: DataConfig, cache_dir: Path) -> Source:
+    return open_torchvision(name, data_root=config.data_root, cache_dir=cache_dir)
+
+
+NAMED_SOURCES: dict[str, Callable[[DataConfig, Path], Source]] = {
+    "digits": lambda config, cache_dir: open_digits(),
+    **{name: partial(_torchvision, name) for name in TORCHVISION_SETS},
+}
+
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def open_source(config: DataConfig, cache_dir: Path) -> Source:
+    """The source that ``config.data`` names: a known name, else ``module:function``, else a URI, file, folder
+    or glob.
+
+    A folder of Parquet files is recognised by what is in it; any other folder is a tree of class folders.
+    Write ``./digits`` for a folder that bears a known name.
+
+    Raises:
+        ConfigError: nothing of that name, or options that don't belong together.
+        DataError: a source that is there cannot be used.
+    """
+    data = config.data
+    if data in NAMED_SOURCES:
+        if config.test_data is not None:
+            raise ConfigError(
+                f"--test-data {config.test_data}: {data} has its own test part; leave --test-data out"
+            )
+        return NAMED_SOURCES[data](config, cache_dir)
+    if config.data_root is not None:
+        raise ConfigError(
+            f"--data-root belongs to the named sets ({', '.join(TORCHVISION_SETS)}), but --data is {data}"
+        )
+    if _FUNCTION.fullmatch(data):
+        return open_function(data)
+    path = Path(data).expanduser()
+    if not is_uri(data) and path.is_dir() and not _holds_parquet(path):
+        test = Path(config.test_data).expanduser() if config.test_data is not None else None
+        if test is not None and not test.is_dir():
+            raise ConfigError(
+                f"--test-data {config.test_data}: no such folder; --data is a tree of class folders"
+            )
+        return open_folder(path, test_folder=test)
+    if is_uri(data) or path.exists() or re.search(r"[*?\[]", data):
+        return open_parquet(
+            data,
+            test_data=config.test_data,
+            image_column=config.image_column,
+            label_column=config.label_column,
+        )
+    known = ", ".join(NAMED_SOURCES)
+    near = difflib.get_close_matches(data.lower(), NAMED_SOURCES, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ConfigError(
+        f"--data {data}: no such data set, file or folder.{hint} Names: {known}; or give a Parquet file, "
+        "folder, glob or URI, a folder with train/ and test/ class folders, or module:function"
+    )
+
+
+def _holds_parquet(folder: Path, depth: int = 3) -> bool:
+    """Whether a Parquet file lies in ``folder`` or up to ``depth`` folders below."""
+    below = []
+    for entry in os.scandir(folder):
+        if entry.name.lower().endswith(SUFFIXES):
+            return True
+        if depth > 0 and entry.is_dir() and not entry.name.startswith("."):
+            below.append(Path(entry.path))
+    return any(_holds_parquet(path, depth - 1) for path in below)
+
+
+def automatic_augment(data: str) -> str:
+    """What ``--augment auto`` means for ``data``: no mirroring where a mirror image means something else."""
+    return "crop" if data in ("digits", "svhn") else "crop-flip"
+
+
+__all__ = [
+    "CHUNK_ROWS",
+    "NAMED_SOURCES",
+    "Chunk",
+    "Part",
+    "Source",
+    "Split",
+    "array_chunks",
+    "automatic_augment",
+    "open_source",
+]

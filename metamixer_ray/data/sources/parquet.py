@@ -1,0 +1,218 @@
+"""Parquet files with Hugging Face image columns: ``struct<bytes: binary, path: string>`` and integer
+labels."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from metamixer_ray.data.sources.base import CHUNK_ROWS, Chunk, Part, Source, Split
+from metamixer_ray.data.sources.locations import RemoteFile, train_and_test
+from metamixer_ray.errors import ConfigError, DataError
+
+
+def open_parquet(
+    data: str, *, test_data: str | None, image_column: str | None, label_column: str | None
+) -> Source:
+    """Images and labels of Parquet files, as the Hugging Face Hub serves them.
+
+    Args:
+        data: file, folder, glob or ``pyarrow.fs`` URI; files named test* or validation* in it are the test
+            part.
+        test_data: where the test part is, if not in ``data``.
+        image_column: column of ``struct<bytes, path>`` or binary; None finds the only one of the first type.
+        label_column: integer column; None finds the only one, or the only one marked as ClassLabel.
+
+    Raises:
+        ConfigError: nothing is there, or there is no test part, or a column must be named.
+        DataError: a URI cannot be reached; on opening, a file is damaged or lacks a column.
+    """
+    train, test = train_and_test(data, test_data)
+    files = {"train": train, "test": test}
+
+    def open_part(split: Split) -> Part:
+        return _open(files[split], image_column, label_column)
+
+    name = re.split(r"[*?\[]", data.partition("?")[0])[0].rstrip("/").rpartition("/")[2]
+    return Source(
+        name=name.removesuffix(".parquet") or "parquet",
+        identity=["parquet", [file.stamp for file in train], [file.stamp for file in test]],
+        open=open_part,
+    )
+
+
+def _open(files: list[RemoteFile], image_column: str | None, label_column: str | None) -> Part:
+    rows = 0
+    columns: tuple[str, str] | None = None
+    classes: tuple[str, ...] | None = None
+    for file in files:
+        with _reading(file):
+            parquet = _parquet_file(file)
+            with parquet:
+                schema, count = parquet.schema_arrow, parquet.metadata.num_rows
+        image, label = find_columns(schema, file.shown, image_column, label_column)
+        names = class_names(schema.metadata, label)
+        if columns is not None and columns != (image, label):
+            raise DataError(
+                f"{file.shown}: columns {image} and {label} differ from {files[0].shown}'s {columns[0]} and "
+                f"{columns[1]}; give --image-column and --label-column, or only files of one data set"
+            )
+        if columns is not None and names != classes:
+            raise DataError(
+                f"{file.shown}: its class names differ from {files[0].shown}'s; give files of one data set"
+            )
+        columns, classes, rows = (image, label), names, rows + count
+    assert columns is not None, "train_and_test never returns an empty list"
+    where = files[0].shown if len(files) == 1 else f"{files[0].shown} and {len(files) - 1} more"
+    return Part(_chunks(files, *columns), rows=rows, where=where, classes=classes)
+
+
+def find_columns(
+    schema: Any, shown: str, image_column: str | None, label_column: str | None
+) -> tuple[str, str]:
+    """The names of the image and the label column of an Arrow ``schema``.
+
+    Raises:
+        DataError: a column is missing or of another type.
+        ConfigError: several columns fit and none is named.
+    """
+    listed = ", ".join(f"{field.name} ({_type_name(field.type)})" for field in schema)
+    images = [field.name for field in schema if _is_image(field.type)]
+    labels = [field.name for field in schema if _is_integer(field.type)]
+    features = _features(schema.metadata)
+    marked = [name for name in labels if features.get(name, {}).get("_type") == "ClassLabel"]
+    if image_column is not None:
+        _check_named(schema, shown, "--image-column", image_column, listed)
+        if not (_is_image(schema.field(image_column).type) or _is_binary(schema.field(image_column).type)):
+            raise DataError(
+                f"{shown}: column {image_column} is {_type_name(schema.field(image_column).type)}, but "
+                f"images are struct<bytes, path> or binary; its columns are {listed}. Name another by "
+                "--image-column"
+            )
+    if label_column is not None:
+        _check_named(schema, shown, "--label-column", label_column, listed)
+        if label_column not in labels:
+            raise DataError(
+                f"{shown}: column {label_column} is {_type_name(schema.field(label_column).type)}, but "
+                f"labels are integers; its columns are {listed}. Name another by --label-column"
+            )
+    image = image_column or _only(images, shown, "image", "--image-column", "struct<bytes, path>", listed)
+    return image, label_column or _only(
+        marked if len(marked) == 1 else labels, shown, "label", "--label-column", "integer", listed
+    )
+
+
+def _check_named(schema: Any, shown: str, flag: str, name: str, listed: str) -> None:
+    if name not in schema.names:
+        raise DataError(f"{shown} has no column {name}; its columns are {listed}. Name one of them by {flag}")
+
+
+def _only(candidates: list[str], shown: str, what: str, flag: str, kind: str, listed: str) -> str:
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        raise ConfigError(
+            f"{shown} has {len(candidates)} columns that could hold the {what}s: {', '.join(candidates)}. "
+            f"Choose one by {flag}, like {flag} {candidates[0]}"
+        )
+    raise DataError(
+        f"{shown} has no {what} column (of type {kind}); its columns are {listed}. Name one by {flag}"
+    )
+
+
+def _is_image(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return types.is_struct(kind) and any(
+        kind.field(i).name == "bytes" and _is_binary(kind.field(i).type) for i in range(kind.num_fields)
+    )
+
+
+def _is_binary(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+
+def _is_integer(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return types.is_integer(kind)
+
+
+def _type_name(kind: Any) -> str:
+    return "struct<" + ", ".join(f.name for f in kind) + ">" if str(kind).startswith("struct") else str(kind)
+
+
+def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: value for name, value in features.items() if isinstance(value, dict)}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def class_names(metadata: dict[bytes, bytes] | None, label_column: str) -> tuple[str, ...] | None:
+    """Class names in label order from a schema's metadata, or None.
+
+    They are the ``names`` of the label's ClassLabel in the ``huggingface`` entry; failing that, a
+    ``class_names`` entry with a JSON list or names between commas.
+    """
+    names = _features(metadata).get(label_column, {}).get("names")
+    if not names and metadata and b"class_names" in metadata:
+        text = metadata[b"class_names"].decode(errors="replace")
+        try:
+            names = json.loads(text)
+        except ValueError:
+            names = [name.strip() for name in text.split(",")]
+    if not isinstance(names, list) or not names:
+        return None
+    return tuple(str(name) for name in names)
+
+
+def _parquet_file(file: RemoteFile) -> Any:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(file.filesystem.open_input_file(file.path), pre_buffer=True)
+
+
+class _reading:  # noqa: N801 - reads as a word in the with statement
+    """Turns whatever Arrow or a file system raises while reading ``file`` into one DataError that names
+    it."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self.file = file
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or not isinstance(error, Exception) or isinstance(error, DataError | ConfigError):
+            return
+        reason = "it is empty (0 bytes)" if self.file.size == 0 else " ".join(str(error).split())[:300]
+        raise DataError(
+            f"{self.file.shown}: not a whole Parquet file or not readable: {reason}. Fetch or write the "
+            "file again"
+        ) from error
+
+
+def _chunks(files: list[RemoteFile], image: str, label: str) -> Iterator[Chunk]:
+    import pyarrow.compute as pc
+
+    for file in files:
+        first = 0
+        with _reading(file):
+            parquet = _parquet_file(file)
+            batches = parquet.iter_batches(batch_size=CHUNK_ROWS, columns=[image, label])
+        with parquet:
+            while True:
+                with _reading(file):
+                    batch = next(batches, None)
+                    if batch is None:
+                        break
+                    column = batch.column(image)
+                    if _is_image(column.type):
+                        column = pc.struct_field(column, "bytes")
+                    images, labels = column.to_pylist(), batch.column(label).to_pylist()
+                yield Chunk(images, labels, [f"{file.shown}, row {first + i}" for i in range(len(images))])
+                first += len(images)

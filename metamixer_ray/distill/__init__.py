@@ -1,0 +1,46 @@
+"""What peers learn from each other: distillers, feature statistics, and the one collective that carries them.
+
+A step reads: ``say`` what the others need of this peer, ``start`` the exchange, prepare the next batch,
+``wait`` for what the others said, take the losses. Nothing heard carries gradient, so a peer's backward pass
+is its own.
+"""
+
+from metamixer_ray.distill.config import DistillConfig, kd_ramp
+from metamixer_ray.distill.control import Control, ControlSum, PeersDisagree, PeersDrifted
+from metamixer_ray.distill.distiller import Distiller, build_distiller, distiller_names
+from metamixer_ray.distill.exchange import Exchange, ExchangeCost, Pending
+from metamixer_ray.distill.heard import Heard, Reduce
+from metamixer_ray.distill.layout import Layout, read_layout
+from metamixer_ray.distill.statistics import (
+    attention_agreement,
+    attention_map,
+    feature_statistics,
+    similarity_matrix,
+    statistics_loss,
+    statistics_message,
+)
+
+__all__ = [
+    "Control",
+    "ControlSum",
+    "DistillConfig",
+    "Distiller",
+    "Exchange",
+    "ExchangeCost",
+    "Heard",
+    "Layout",
+    "PeersDisagree",
+    "PeersDrifted",
+    "Pending",
+    "Reduce",
+    "attention_agreement",
+    "attention_map",
+    "build_distiller",
+    "distiller_names",
+    "feature_statistics",
+    "kd_ramp",
+    "read_layout",
+    "similarity_matrix",
+    "statistics_loss",
+    "statistics_message",
+]

@@ -1,0 +1,85 @@
+"""The options of distillation and what follows from them alone."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from metamixer_ray.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """What peers learn from each other, how strongly, and from when on.
+
+    Raises:
+        ConfigError: when an option's value cannot work; the message names the option and a value that can.
+    """
+
+    distiller: Literal["none", "dml"] = "dml"
+    """What a peer imitates: 'dml' pulls its predictions towards each other peer's (deep mutual learning),
+    'none' trains the peers independently."""
+
+    kd_weight: float = 1.0
+    """Weight of the distillation loss beside the cross-entropy, once the ramp is over."""
+
+    temperature: float = 3.0
+    """Softens predictions before they are compared; the loss is multiplied by its square, so gradients keep
+    their scale."""
+
+    kd_warmup_epochs: float = 0.0
+    """Epochs over which the distillation weight grows linearly from zero; fractions count. 0 = full weight at
+    once."""
+
+    statistics: Literal["none", "attention", "similarity"] = "attention"
+    """Feature statistics that peers exchange per stage: 'attention' maps (where a peer looks), 'similarity'
+    between the images of a batch, or 'none'."""
+
+    statistics_weight: float = 0.0
+    """Weight of the feature statistics in the loss. With 0 they are only measured now and then, see
+    --statistics-every."""
+
+    statistics_grid: int = 4
+    """Attention maps are pooled to this many cells per side, so that stages of different resolution
+    compare."""
+
+    statistics_every: int = 16
+    """Steps between two measurements of the feature statistics when their weight is 0."""
+
+    def __post_init__(self) -> None:
+        _at_least_zero("--kd-weight", self.kd_weight)
+        _at_least_zero("--kd-warmup-epochs", self.kd_warmup_epochs)
+        _at_least_zero("--statistics-weight", self.statistics_weight)
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ConfigError(
+                f"--temperature must be a positive number, not {self.temperature}; try --temperature 3"
+            )
+        if self.statistics_weight > 0 and self.statistics == "none":
+            raise ConfigError(
+                f"--statistics-weight {self.statistics_weight} has nothing to weigh with --statistics none; "
+                "choose --statistics attention or --statistics similarity, or set --statistics-weight 0"
+            )
+        if self.statistics_grid < 2:
+            raise ConfigError(
+                f"--statistics-grid must be at least 2, not {self.statistics_grid}: "
+                "a map of one cell looks the same for every peer"
+            )
+        if self.statistics_every < 1:
+            raise ConfigError(
+                f"--statistics-every must be at least 1 step, not {self.statistics_every}; "
+                "use --statistics none to measure no statistics"
+            )
+
+
+def _at_least_zero(option: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ConfigError(f"{option} must be a number of at least 0, not {value}")
+
+
+def kd_ramp(config: DistillConfig, epoch_progress: float) -> float:
+    """The factor in [0, 1] on ``kd_weight`` after ``epoch_progress`` epochs (fractions count).
+
+    Linear over ``kd_warmup_epochs``, then 1; always 1 when there is no warm-up.
+    """
+    if config.kd_warmup_epochs == 0:
+        return 1.0
+    return min(1.0, max(0.0, epoch_progress / config.kd_warmup_epochs))

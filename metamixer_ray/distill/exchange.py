@@ -1,0 +1,276 @@
+"""The exchange: per step one collective that carries everything peers tell each other.
+
+With reduce 'mean' it is one ``all_reduce(SUM)`` of a flat buffer; a peer subtracts its own part and divides
+by P - 1, so the bytes it sends do not grow with the number of peers P. With reduce 'each' it is one
+``all_gather``, for losses that need every peer's own tensors. In both, control takes the buffer's last few
+floats.
+"""
+
+import math
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from metamixer_ray.distill.control import (
+    CONTROL_FLOATS,
+    Control,
+    ControlSum,
+    PeersDisagree,
+    PeersDrifted,
+    decode_control,
+    encode_control,
+)
+from metamixer_ray.distill.heard import Heard, Reduce
+
+_FLOAT_BYTES = 4
+# torch 2.14 renamed this collective; older releases know only the second name.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+_Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangeCost:
+    """What the exchange cost since the last reset, seen from the host.
+
+    On a GPU with NCCL the host only queues the collective, so its time on the device is not in here.
+    """
+
+    steps: int
+    """Completed exchanges."""
+    bytes_per_step: float
+    """Bytes a worker hands to the collective per step: the buffer for reduce 'mean', whatever P; the buffer
+    times P - 1 for 'each'. 0 with one peer."""
+    seconds_per_step: float
+    """Time inside ``start`` and inside ``wait``, per step. What lies between the two is free and not
+    counted."""
+    wait_seconds: float
+    """Time blocked in ``wait`` for the collective to end, in total (divide by elapsed time for a
+    fraction)."""
+
+
+class Exchange:
+    """One peer's end of the exchange over the peer axis.
+
+    Args:
+        group: the process group of this replica's peers, or None when there is one peer only.
+        device: where what is said comes from and what is heard is put.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None, device: torch.device | str) -> None:
+        self.group = group
+        self.device = torch.device(device)
+        self.peers = dist.get_world_size(group) if group is not None else 1
+        self.own_index = dist.get_rank(group) if group is not None else 0
+        self._flag_weights = torch.tensor([1.0, self.own_index + 1.0], device=self.device)
+        self._agreed: set[tuple[_Shapes, Reduce]] = set()
+        self.reset_cost()
+
+    @torch.no_grad()
+    def start(
+        self,
+        said: Mapping[str, Tensor],
+        *,
+        control: Control,
+        reduce: Reduce = "mean",
+        also_finite: Tensor | None = None,
+    ) -> "Pending":
+        """Send what this peer says and return at once; ``wait`` on the result gives what it hears.
+
+        Args:
+            said: per name a tensor of any shape; all peers must give the same names and shapes. Sent as
+                float32.
+            control: this peer's step, flags and wishes.
+            reduce: 'mean' or 'each', see ``Heard``.
+            also_finite: a tensor that isn't sent but must be finite too, such as this peer's own loss.
+
+        If anything in ``said`` or ``also_finite`` is not finite, zeros are sent in place of *everything*
+        said, with this peer's flag. That is decided on the device: a GPU is not made to wait.
+
+        The first time a set of shapes is used, a tiny collective of its own (not counted as cost) makes sure
+        that all peers mean the same ones, because a collective of unequal sizes kills or hangs its processes.
+
+        Raises:
+            PeersDrifted: on that first time, the peers are at different steps.
+            PeersDisagree: on that first time, the peers want to exchange different names, shapes or
+                reductions.
+        """
+        shapes = tuple((name, tuple(said[name].shape)) for name in sorted(said))
+        if self.group is not None and self.peers > 1 and (shapes, reduce) not in self._agreed:
+            self._agree(shapes, reduce, control.step)
+        started = time.perf_counter()
+        own = self._pack(said, shapes, control, also_finite)
+        total, work = own, None
+        if self.peers > 1 and reduce == "mean":
+            total = own.clone()
+            work = dist.all_reduce(total, group=self.group, async_op=True)
+        elif self.peers > 1:
+            total = own.new_empty(self.peers * own.numel())
+            work = _all_gather(total, own, group=self.group, async_op=True)
+        return Pending(self, own, total, work, shapes, reduce, control.step, time.perf_counter() - started)
+
+    def cost(self) -> ExchangeCost:
+        """What the exchanges that ended since the last reset cost."""
+        steps = max(1, self._steps)
+        return ExchangeCost(
+            steps=self._steps,
+            bytes_per_step=self._bytes / steps,
+            seconds_per_step=self._seconds / steps,
+            wait_seconds=self._wait_seconds,
+        )
+
+    def reset_cost(self) -> None:
+        """Begin counting anew."""
+        self._steps = 0
+        self._bytes = 0
+        self._seconds = 0.0
+        self._wait_seconds = 0.0
+
+    def _count(self, sent_bytes: int, seconds: float, wait_seconds: float) -> None:
+        self._steps += 1
+        self._bytes += sent_bytes
+        self._seconds += seconds
+        self._wait_seconds += wait_seconds
+
+    def _pack(
+        self, said: Mapping[str, Tensor], shapes: _Shapes, control: Control, also_finite: Tensor | None
+    ) -> Tensor:
+        """One flat float32 buffer: what is said in the order of ``shapes``, then control."""
+        payload_size = sum(math.prod(shape) for _, shape in shapes)
+        flat = torch.empty(payload_size + CONTROL_FLOATS, device=self.device)
+        payload, tail = flat[:payload_size], flat[payload_size:]
+        if shapes:
+            torch.cat([said[name].detach().to(flat).reshape(-1) for name, _ in shapes], out=payload)
+        # One sum is a quarter of the cost of looking at each value, and what overflows it could not be summed
+        # over peers either.
+        finite = torch.isfinite(payload.sum())
+        if also_finite is not None:
+            finite = finite & torch.isfinite(also_finite.detach()).all().to(self.device)
+        if control.nonfinite:
+            finite = torch.zeros_like(finite)
+        payload.masked_fill_(~finite, 0.0)
+        # Pinned, or else the copy to a GPU would wait for what is queued there.
+        known = torch.tensor(encode_control(control, self.peers), pin_memory=self.device.type == "cuda")
+        tail[:4].copy_(known, non_blocking=True)
+        torch.mul(self._flag_weights, ~finite, out=tail[4:])
+        return flat
+
+    def _agree(self, shapes: _Shapes, reduce: Reduce, step: int) -> None:
+        print_of_shapes = zlib.crc32(repr((shapes, reduce)).encode())
+        # A maximum of x and of -x gives both ends of the range in one collective.
+        ends = torch.tensor([step, -step, print_of_shapes, -print_of_shapes], device=self.device)
+        dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=self.group)
+        last, first, high, low = ends.tolist()
+        first, low = -first, -low
+        if first != last:
+            raise PeersDrifted(
+                f"peers are at different steps: from step {first} to step {last}, this one at step {step}. "
+                "Resume all of them from the same checkpoint."
+            )
+        if low != high:
+            wanted = ", ".join(f"{name} {list(shape)}" for name, shape in shapes) or "nothing"
+            raise PeersDisagree(
+                f"peers want to exchange different things; peer {self.own_index} wants reduce '{reduce}' of: "
+                f"{wanted}. All peers need the same options, classes, rows per batch and number of stages."
+            )
+        self._agreed.add((shapes, reduce))
+
+
+class Pending:
+    """An exchange under way, made by ``Exchange.start``."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        own: Tensor,
+        total: Tensor,
+        work: dist.Work | None,
+        shapes: _Shapes,
+        reduce: Reduce,
+        step: int,
+        start_seconds: float,
+    ) -> None:
+        self._exchange, self._own, self._total, self._work = exchange, own, total, work
+        self._shapes, self._reduce, self._step, self._start_seconds = shapes, reduce, step, start_seconds
+        self._heard: Heard | None = None
+
+    def wait(self) -> Heard:
+        """Wait for the others, then what they said; the same object when asked again.
+
+        Raises:
+            PeersDrifted: the peers are at different steps (on a GPU: when ``Heard.control`` is first read, so
+                that this needn't wait for the device).
+            RuntimeError: from torch.distributed, when a peer has died or the group's timeout has passed.
+        """
+        if self._heard is None:
+            self._heard = self._finish()
+        return self._heard
+
+    @torch.no_grad()
+    def _finish(self) -> Heard:
+        exchange, peers = self._exchange, self._exchange.peers
+        called = time.perf_counter()
+        if self._work is not None:
+            self._work.wait()
+        waited = time.perf_counter() - called
+        size = self._own.numel() - CONTROL_FLOATS
+        others: dict[str, Tensor] = {}
+        each: dict[str, Tensor] = {}
+        control = self._total[size:]
+        senders = 0
+        if peers > 1 and self._reduce == "mean":
+            mean = self._total[:size].sub_(self._own[:size]).div_(peers - 1)
+            others = _unpack(mean, self._shapes)
+            senders = 1
+        elif peers > 1:
+            rows = self._total.view(peers, -1)
+            mean = rows[:, :size].sum(0).sub_(self._own[:size]).div_(peers - 1)
+            others = _unpack(mean, self._shapes)
+            each = _unpack(rows[:, :size], self._shapes)
+            control = rows[:, size:].sum(0)
+            senders = peers - 1
+        heard = Heard(
+            peers=peers,
+            own_index=exchange.own_index,
+            others=others,
+            each=each,
+            read_control=_reader(control, peers, self._step),
+        )
+        exchange._count(
+            sent_bytes=self._own.numel() * _FLOAT_BYTES * senders,
+            seconds=self._start_seconds + time.perf_counter() - called,
+            wait_seconds=waited,
+        )
+        if control.device.type == "cpu":
+            _ = heard.control  # costs nothing here, and a drift is told at once
+        return heard
+
+
+def _unpack(flat: Tensor, shapes: _Shapes) -> dict[str, Tensor]:
+    """Views by name of a buffer [..., n]; leading axes are kept."""
+    pieces = flat.split([math.prod(shape) for _, shape in shapes], dim=-1) if shapes else ()
+    lead = flat.shape[:-1]
+    return {name: piece.view((*lead, *shape)) for (name, shape), piece in zip(shapes, pieces, strict=True)}
+
+
+def _reader(control: Tensor, peers: int, step: int) -> Callable[[], ControlSum]:
+    """How to read the control floats later, waiting on a GPU for nothing that was queued after them."""
+    if control.device.type != "cuda":
+        return partial(_read_control, control, None, peers, step)
+    copied = torch.empty(control.shape, pin_memory=True)
+    copied.copy_(control, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(control.device))
+    return partial(_read_control, copied, arrived, peers, step)
+
+
+def _read_control(values: Tensor, arrived: torch.cuda.Event | None, peers: int, step: int) -> ControlSum:
+    if arrived is not None:
+        arrived.synchronize()
+    return decode_control(values.tolist(), peers, step)

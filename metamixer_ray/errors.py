@@ -1,0 +1,21 @@
+"""The errors a person can cause. Each says what was wrong, where, and what to do instead, in one message."""
+
+
+class UserError(ValueError):
+    """Base of every error that the person at the keyboard can mend; commands print it without a traceback."""
+
+
+class ConfigError(UserError):
+    """An option has a value that cannot work; the message names the option and a value that can."""
+
+
+class DataError(UserError):
+    """The data cannot be used as it is; the message names the file and the row, and the remedy."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is torn, missing, or belongs to another configuration; the message says which and why."""
+
+
+class TrainingFailed(RuntimeError):  # noqa: N818 - says what happened
+    """A training ended before its last epoch; the message says why, and how to go on."""

@@ -1,0 +1,137 @@
+"""One training on Ray Train, from its first step or from its last checkpoint to its last epoch."""
+
+import json
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray.exceptions
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from metamixer_ray.config import TrainConfig, to_settings
+from metamixer_ray.errors import TrainingFailed, UserError
+from metamixer_ray.folder import RunFolder
+from metamixer_ray.placement import WorkerResources, missing_now, scaling
+from metamixer_ray.reporting import EpochReporter, TrackingPlan, first_line
+from metamixer_ray.runs import METRICS
+from metamixer_ray.session import ray_worker
+from metamixer_ray.tracking import Console, Journal
+
+# A collective that waits longer than this has lost somebody.
+COLLECTIVE_TIMEOUT_SECONDS = 300
+LOOK_SECONDS = 0.2
+
+
+def fit(
+    config: TrainConfig,
+    resources: WorkerResources,
+    folder: RunFolder,
+    tracking: TrackingPlan,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Train until the last epoch is in the folder's ``metrics.jsonl``, and return all its rows.
+
+    A folder that holds checkpoints is continued from the last one; restarted workers do the same.
+
+    Raises:
+        UserError: what a worker met that a person must mend.
+        TrainingFailed: it ended early; says how to go on.
+    """
+    folder.create()
+    journal = Journal(folder.filesystem, folder.path(METRICS))
+    if any(row["epoch"] == config.epochs for row in journal.rows()):
+        return journal.rows()
+    lacking = missing_now(config, resources)
+    if lacking is not None:
+        console.note(f"waiting for {lacking}")
+    with tempfile.TemporaryDirectory(prefix="metamixer_ray-") as scratch:
+        live = Path(scratch) / "live.jsonl"
+        live.touch()
+        trainer = TorchTrainer(
+            ray_worker,
+            train_loop_config={"config": to_settings(config), "threads": resources.threads},
+            torch_config=TorchConfig(backend=resources.backend, timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
+            scaling_config=scaling(config, resources),
+            run_config=ray.train.RunConfig(
+                name=folder.name,
+                storage_path=folder.uri.rpartition("/")[0],
+                failure_config=ray.train.FailureConfig(max_failures=config.placement.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.run.keep_checkpoints),
+                logging_config=ray.train.LoggingConfig(log_level="INFO" if config.run.verbose else "ERROR"),
+                callbacks=[
+                    EpochReporter(
+                        folder_uri=folder.uri,
+                        peers=config.peers,
+                        epochs=config.epochs,
+                        live=str(live),
+                        tracking=tracking,
+                    )
+                ],
+            ),
+        )
+        with follow(live, console):
+            try:
+                trainer.fit()
+            except ray.train.TrainingFailedError as error:
+                raise _told(error, folder) from error
+            finally:
+                console.close()
+    rows = Journal(folder.filesystem, folder.path(METRICS)).rows()
+    if not rows or rows[-1]["epoch"] != config.epochs:
+        done = rows[-1]["epoch"] if rows else 0
+        raise TrainingFailed(
+            f"stopped after epoch {done} of {config.epochs}; "
+            f"the same command with --name {folder.name} --resume goes on"
+        )
+    return rows
+
+
+def _told(error: ray.train.TrainingFailedError, folder: RunFolder) -> Exception:
+    """What a person should read of Ray's error."""
+    failure = getattr(error, "controller_failure", None)
+    if isinstance(failure, UserError):
+        return failure
+    reason = first_line(failure if failure is not None else error)
+    return TrainingFailed(
+        f"{reason}\nwhat was trained is in {folder}; the same command with --name {folder.name} --resume goes on"
+    )
+
+
+@contextmanager
+def follow(live: Path, console: Console) -> Iterator[None]:
+    """Show what the controller writes to ``live`` while the body runs."""
+    done = threading.Event()
+
+    def watch() -> None:
+        with live.open() as file:
+            unfinished = ""
+            while True:
+                last_look = done.is_set()
+                *lines, unfinished = (unfinished + file.read()).split("\n")
+                for line in lines:
+                    show(json.loads(line), console)
+                if last_look:
+                    return
+                done.wait(LOOK_SECONDS)
+
+    watcher = threading.Thread(target=watch, name="console", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def show(event: dict[str, Any], console: Console) -> None:
+    """One event on the console."""
+    if event["event"] == "epoch":
+        console.epoch(event["row"])
+    elif event["event"] == "failure":
+        console.warn(f"a worker failed ({event['message']}); going on from the last checkpoint")
+    else:
+        console.warn(event["message"])

@@ -1,0 +1,189 @@
+"""What stays of a training: its summary, figures and models, in the run folder and in MLflow."""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from metamixer_ray.checkpoint import read_peer
+from metamixer_ray.config import TrainConfig, flatten, home, identity
+from metamixer_ray.data import Splits
+from metamixer_ray.errors import CheckpointError
+from metamixer_ray.folder import RunFolder
+from metamixer_ray.networks import StagedNetwork
+from metamixer_ray.portraits import draw_figures
+from metamixer_ray.reporting import TrackingPlan, peer_names
+from metamixer_ray.results import tested_row
+from metamixer_ray.runs import CONFIG, SUMMARY, Run
+from metamixer_ray.tracking import Console, MlflowWriter, Places, RunSummary, run_description
+from metamixer_ray.tracking.figures import figure_png
+from metamixer_ray.tracking.models import ModelExportError, export_network
+from metamixer_ray.tracking.naming import masked
+from metamixer_ray.tracking.provenance import environment_tags, source_tags
+
+FINISH_SECONDS = 60.0
+FAILED_SECONDS = 10.0
+
+
+def tracking_store(config: TrainConfig) -> tuple[str, str | None]:
+    """MLflow's URI, and where a new experiment keeps its artifacts (None: the server decides).
+
+    ``--tracking-uri``, else $MLFLOW_TRACKING_URI, else SQLite in the project's home.
+    """
+    uri = config.run.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri, None
+    return f"sqlite:///{home() / 'mlflow.db'}", (home() / "mlartifacts").as_uri()
+
+
+def plan_tracking(config: TrainConfig, run: Run, announced: RunSummary) -> TrackingPlan:
+    """How this run is written to MLflow."""
+    uri, artifacts = tracking_store(config)
+    tags = {
+        **environment_tags(),
+        **source_tags(announced.command),
+        "mixer": config.mixing.mixer,
+        "distiller": config.distillation.distiller,
+        "data": config.dataset.data,
+        "run_folder": announced.run_folder,
+        "mlflow.note.content": run_description(announced),
+    }
+    parameters = {
+        **flatten(config),
+        **{f"peer{i}": peer.name for i, peer in enumerate(announced.peers)},
+        **{f"peer{i}_parameters": peer.parameters for i, peer in enumerate(announced.peers)},
+    }
+    # These may differ between the attempts of one run, and MLflow's parameters may not.
+    for name in ("resume", "name", "address", "verbose"):
+        parameters.pop(name)
+    return TrackingPlan(
+        uri=uri,
+        experiment=config.run.experiment,
+        run_name=run.name,
+        key=run.key,
+        parameters=parameters,
+        tags=tags,
+        artifact_location=artifacts,
+    )
+
+
+class Keeper:
+    """Keeps what a training leaves. Leaving the context closes the MLflow run with the status that fits."""
+
+    def __init__(
+        self, config: TrainConfig, run: Run, tracking: TrackingPlan, announced: RunSummary, console: Console
+    ) -> None:
+        self._config, self._run, self._tracking = config, run, tracking
+        self._announced, self._console = announced, console
+        self._writer: MlflowWriter | None = None
+        self._scratch = tempfile.TemporaryDirectory(prefix="metamixer_ray-")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._open().finish("FINISHED", FINISH_SECONDS)
+        else:
+            stopped = issubclass(kind, KeyboardInterrupt | SystemExit)
+            self._open().finish("KILLED" if stopped else "FAILED", FAILED_SECONDS)
+        self._scratch.cleanup()
+
+    def run_id(self) -> str | None:
+        """The id of the MLflow run, or None while the store can't be reached."""
+        writer = self._open()
+        writer.wait(FAILED_SECONDS)
+        return writer.run_id
+
+    def keep(
+        self,
+        splits: Splits,
+        networks: Sequence[StagedNetwork],
+        rows: Sequence[Mapping[str, Any]],
+        alone_rows: Sequence[Mapping[str, Any]] | None,
+        summary: Mapping[str, Any],
+    ) -> Places:
+        """Write figures, models and the summary; the summary last, since it marks the run as finished.
+
+        ``networks`` get the trained weights.
+        """
+        folder, writer = self._run.folder, self._open()
+        writer.offer(rows)
+        load_trained(networks, folder, self._config, Path(self._scratch.name) / "checkpoint")
+        for name, figure in draw_figures(self._config, splits, networks, rows, alone_rows).items():
+            png = figure_png(figure)
+            folder.write(f"figures/{name}.png", png)
+            writer.log_figures({name: png})
+        if self._config.run.log_models:
+            self._log_models(splits, networks)
+        before = [peer["top1"] for peer in summary["baseline"]["peers"]] if alone_rows else None
+        writer.set_tags(
+            {"mlflow.note.content": run_description(self._announced, tested_row(rows[-1]), before)}
+        )
+        folder.write_json(SUMMARY, summary)
+        for name in (CONFIG, SUMMARY):
+            writer.log_artifact(folder.read(name) or b"", name)
+        return self._places()
+
+    def _open(self) -> MlflowWriter:
+        if self._writer is None:
+            self._writer = self._tracking.writer(self._console.warn)
+        return self._writer
+
+    def _log_models(self, splits: Splits, networks: Sequence[StagedNetwork]) -> None:
+        example = splits.test.images[:2].permute(0, 2, 3, 1).numpy()
+        for name, network in zip(peer_names(self._config.peers), networks, strict=True):
+            try:
+                model = export_network(
+                    network.plain(),
+                    Path(self._scratch.name) / name,
+                    classes=splits.classes,
+                    mean=splits.mean,
+                    std=splits.std,
+                    image_size=splits.test.images.shape[-1],
+                    example=np.ascontiguousarray(example),
+                )
+            except ModelExportError as error:
+                self._console.warn(f"{name} is not logged as a model: {error}")
+            else:
+                self._open().log_model(model, name)
+
+    def _places(self) -> Places:
+        folder, tracking = self._run.folder, self._tracking
+        store = masked(tracking.uri)
+        link: str | None = f"experiment {tracking.experiment!r}, run {tracking.run_name!r} in {store}"
+        command: str | None = None
+        if tracking.uri.startswith(("http://", "https://")):
+            run_id, experiment = self.run_id(), self._open().experiment_id
+            if run_id and experiment:
+                link = f"{store.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+        else:
+            command = f"mlflow ui --backend-store-uri {store}"
+        return Places(run_folder=str(folder), figures=f"{folder}/figures", tracking=link, ui_command=command)
+
+
+def load_trained(
+    networks: Sequence[StagedNetwork], folder: RunFolder, config: TrainConfig, scratch: Path
+) -> None:
+    """Give ``networks`` the weights of the newest checkpoint in a run folder.
+
+    Raises:
+        CheckpointError: no checkpoint, or one that is torn or another configuration's.
+    """
+    name = last_checkpoint(folder)
+    if name is None:
+        raise CheckpointError(f"there is no checkpoint in {folder}; was this run trained to its end?")
+    local = folder.fetch(name, scratch)
+    for peer, network in enumerate(networks):
+        network.network.load_state_dict(read_peer(local, peer, identity(config))["network"])
+
+
+def last_checkpoint(folder: RunFolder) -> str | None:
+    """The name of the newest checkpoint in a run folder; names sort by how far the training was."""
+    return max((name for name in folder.children() if name.startswith("checkpoint-")), default=None)

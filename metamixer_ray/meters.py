@@ -1,0 +1,42 @@
+"""Running sums of an epoch's metrics, kept on the device and read once."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Meters:
+    """Sums of named scalars with their counts; adding never waits for the device."""
+
+    def __init__(self, sums: dict[str, float] | None = None) -> None:
+        self._sums: dict[str, Tensor | float] = dict(sums or {})
+
+    def add(self, **values: Tensor | float) -> None:
+        """Count one value of each name."""
+        for name, value in values.items():
+            amount = value.detach().double() if isinstance(value, Tensor) else float(value)
+            self._sums[name] = self._sums.get(name, 0.0) + amount
+            self._sums[f"{name}/count"] = self._sums.get(f"{name}/count", 0.0) + 1.0
+
+    def sums(self) -> dict[str, float]:
+        """All sums and counts as numbers, from which ``Meters(sums)`` goes on."""
+        return {name: float(value) for name, value in self._sums.items()}
+
+    def means(self, group: dist.ProcessGroup | None, device: torch.device) -> dict[str, float]:
+        """Mean of every name over all that was added, on all ranks of ``group`` (each adds the same names)."""
+        sums = self.sums()
+        names = sorted(sums)
+        if group is not None:
+            packed = torch.tensor([sums[name] for name in names], dtype=torch.float64, device=device)
+            dist.all_reduce(packed, group=group)
+            sums = dict(zip(names, packed.tolist(), strict=True))
+        return {n: sums[n] / sums[f"{n}/count"] for n in names if not n.endswith("/count")}
+
+
+def gather_stages(means: dict[str, float], name: str) -> dict[str, Any]:
+    """``{"a/1": x, "a/2": y}`` as ``{"a": [x, y]}``; None when there is no stage."""
+    stages = sorted((k for k in means if k.startswith(f"{name}/")), key=lambda k: int(k.rpartition("/")[2]))
+    rest = {k: v for k, v in means.items() if k not in stages}
+    return {**rest, name: [means[k] for k in stages] or None}

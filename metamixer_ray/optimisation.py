@@ -1,0 +1,103 @@
+"""Optimizers and learning-rate schedules, one for all peers or one for each.
+
+The learning rate is a pure function of the fractional epoch, so a resumed run needs no scheduler state.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import nn
+
+from metamixer_ray.errors import ConfigError
+
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["cosine", "milestones", "constant"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimisationConfig:
+    """How each peer steps. Where a tuple is asked for, one value serves all peers, or give one for each."""
+
+    optimizer: tuple[Optimizer, ...] = ("sgd",)
+    """sgd (with Nesterov momentum) or adamw; one for all peers or one each."""
+    lr: tuple[float, ...] = (0.1,)
+    """Peak learning rate; one for all peers or one each."""
+    weight_decay: tuple[float, ...] = (5e-4,)
+    """Weight decay (L2 for sgd, decoupled for adamw); one for all peers or one each."""
+    schedule: tuple[Schedule, ...] = ("cosine",)
+    """cosine (to zero), milestones (times --lr-decay at each), or constant; one for all peers or one each."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Where the milestones schedule decays, as shares of all epochs: 0.5 0.75 is 150 and 225 of 300."""
+    lr_decay: float = 0.1
+    """Factor at each milestone."""
+    lr_warmup_epochs: float = 0.0
+    """The learning rate rises linearly from zero over this many epochs (fractions allowed)."""
+    momentum: float = 0.9
+    """Momentum of sgd; the first beta of adamw."""
+    nesterov: bool = True
+    """Nesterov momentum for sgd."""
+
+    def check(self, peers: int) -> None:
+        """Raise ConfigError where a value can't work for ``peers`` peers."""
+        for name in ("optimizer", "lr", "weight_decay", "schedule"):
+            values = getattr(self, name)
+            if len(values) not in (1, peers):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} has {len(values)} values for {peers} peers: "
+                    f"give one for all or {peers}"
+                )
+        if min(self.lr) <= 0:
+            raise ConfigError(f"--lr must be positive, not {min(self.lr)}")
+        if min(self.weight_decay) < 0:
+            raise ConfigError(f"--weight-decay can't be negative, it is {min(self.weight_decay)}")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"--momentum must lie in [0, 1), it is {self.momentum}")
+        if self.nesterov and self.momentum == 0 and "sgd" in self.optimizer:
+            raise ConfigError("--nesterov needs momentum: give --momentum 0.9 or --no-nesterov")
+        if any(not 0 < m < 1 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
+            raise ConfigError(
+                f"--milestones are rising shares of all epochs between 0 and 1, not {self.milestones}; "
+                "write 0.5 0.75 for epochs 150 and 225 of 300"
+            )
+
+
+def for_peer(values: Sequence[T], peer: int) -> T:
+    """The value of one peer, where one value may stand for all."""
+    return values[0] if len(values) == 1 else values[peer]
+
+
+def build_optimizer(config: OptimisationConfig, peer: int, network: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of peer number ``peer``; fused where the device has it."""
+    lr, weight_decay = for_peer(config.lr, peer), for_peer(config.weight_decay, peer)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if for_peer(config.optimizer, peer) == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=weight_decay,
+            fused=True,
+        )
+    return torch.optim.AdamW(
+        parameters, lr=lr, betas=(config.momentum, 0.999), weight_decay=weight_decay, fused=True
+    )
+
+
+def learning_rate(config: OptimisationConfig, peer: int, progress: float, epochs: int) -> float:
+    """Learning rate of a peer after ``progress`` epochs (fractions count) of ``epochs``."""
+    peak, schedule = for_peer(config.lr, peer), for_peer(config.schedule, peer)
+    if progress < config.lr_warmup_epochs:
+        return peak * progress / config.lr_warmup_epochs
+    if schedule == "cosine":
+        length = max(epochs - config.lr_warmup_epochs, 1e-9)
+        done = min((progress - config.lr_warmup_epochs) / length, 1.0)
+        return peak * 0.5 * (1.0 + math.cos(math.pi * done))
+    if schedule == "milestones":
+        # A milestone is an epoch boundary, as in the papers; a share in between is rounded to the nearest.
+        return peak * config.lr_decay ** sum(progress >= round(m * epochs) for m in config.milestones)
+    return peak

@@ -1,0 +1,57 @@
+"""What a training is made of before its first step: the peers' networks and the order of the batches."""
+
+import torch
+
+from metamixer_ray.config import TrainConfig
+from metamixer_ray.data import BatchOrder, Splits
+from metamixer_ray.distill import Layout
+from metamixer_ray.mixing import build_mixer
+from metamixer_ray.networks import StagedNetwork, build_network
+from metamixer_ray.randomness import torch_seed
+
+# How the statistics read a stage's output, by what the network says its axes are.
+READ_AS: dict[str, Layout] = {
+    "BCHW": "channels-first",
+    "BHWC": "channels-last",
+    "BNC": "tokens",
+    "BC": "auto",
+}
+
+
+def build_peers(config: TrainConfig, splits: Splits) -> list[StagedNetwork]:
+    """All peers' networks with their initial weights, each a pure function of (seed, peer).
+
+    Every rank builds all of them, so that all agree on the stages they have in common; only one is kept.
+
+    Raises:
+        ConfigError: an unknown network or stage, or one that can't take these images.
+    """
+    networks = []
+    for peer, name in enumerate(config.peers):
+        torch.manual_seed(torch_seed(config.seed, "initial weights", peer))
+        networks.append(
+            build_network(
+                name,
+                classes=len(splits.classes),
+                image_size=splits.train.images.shape[-1],
+                config=config.networks,
+            )
+        )
+    return networks
+
+
+def batch_order(config: TrainConfig, splits: Splits) -> BatchOrder:
+    """The batches of the training set: quadruples when the mixer is organised, unless ``--sampler`` says otherwise.
+
+    Raises:
+        ConfigError: a batch size that doesn't divide into quadruples and replicas, or a set of one class.
+    """
+    sampler = config.dataset.sampler
+    organised = build_mixer(config.mixing).organised
+    return BatchOrder(
+        splits.train.labels.numpy(),
+        batch_size=config.batch_size,
+        replicas=config.placement.replicas,
+        quadruples=organised if sampler == "auto" else sampler == "quadruple",
+        seed=config.seed,
+    )

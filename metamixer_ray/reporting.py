@@ -1,0 +1,155 @@
+"""The controller's side: every rank's metrics become one row per epoch, kept, shown and tracked.
+
+One writer: this callback runs on the Ray Train controller only. The row goes to ``metrics.jsonl`` first, which is the
+record of truth; the console and MLflow follow it.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import ray.train
+
+from metamixer_ray.errors import UserError
+from metamixer_ray.folder import RunFolder
+from metamixer_ray.tracking import Journal, MlflowWriter
+
+# Failures in a row without any progress in between: the same thing would happen again.
+HOPELESS = 3
+
+
+def peer_names(peers: Sequence[str]) -> list[str]:
+    """Names that tell equal networks apart: ``peer0-resnet14``."""
+    return [f"peer{i}-{name}" for i, name in enumerate(peers)]
+
+
+def assemble_row(reports: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> dict[str, Any]:
+    """One row of ``metrics.jsonl`` from the epoch's reports of all ranks (any order)."""
+    first = min(reports, key=lambda r: (r["peer"], r["replica"]))
+    leaders = sorted((r for r in reports if r["replica"] == 0), key=lambda r: r["peer"])
+
+    def together(key: str) -> dict[str, Any]:
+        own = first[key] or {}
+        return {"ensemble": own.get("ensemble"), "agreement": own.get("agreement")}
+
+    row: dict[str, Any] = {
+        "epoch": first["epoch"],
+        "step": first["step"],
+        "seconds": max(r["seconds"] for r in reports),
+        "elapsed": max(r["elapsed"] for r in reports),
+        "images_per_second": min(r["images_per_second"] for r in leaders),
+        "split": first["split"],
+        "peers": [
+            {"name": name, **report["train"], **((report["scores"] or {}).get("own") or {})}
+            for name, report in zip(peer_names(peers), leaders, strict=True)
+        ],
+        **together("scores"),
+        "exchange": {key: fmean(r["exchange"][key] for r in reports) for key in first["exchange"]},
+        "skipped_steps": first["skipped_steps"],
+    }
+    if first["test"] is not None:
+        row["test"] = {
+            "peers": [
+                {"name": name, **report["test"]["own"]}
+                for name, report in zip(peer_names(peers), leaders, strict=True)
+            ],
+            **together("test"),
+        }
+    return row
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingPlan:
+    """What an MLflow writer of one training needs to know, as plain data that travels to the controller."""
+
+    uri: str
+    experiment: str
+    run_name: str
+    key: str
+    """Finds the same MLflow run again, whoever writes to it."""
+    parameters: dict[str, Any]
+    tags: dict[str, str]
+    artifact_location: str | None = None
+    parent_run_id: str | None = None
+
+    def writer(self, warn: Callable[[str], None] | None = None) -> MlflowWriter:
+        """A writer of this run; where the run is there already, it goes on with it."""
+        return MlflowWriter(
+            tracking_uri=self.uri,
+            experiment=self.experiment,
+            run_name=self.run_name,
+            key=self.key,
+            parameters=self.parameters,
+            tags=self.tags,
+            artifact_location=self.artifact_location,
+            parent_run_id=self.parent_run_id,
+            warn=warn,
+        )
+
+
+@dataclass
+class EpochReporter(ray.train.UserCallback):
+    """Writes each epoch's row once: to the journal, to ``live`` for the driver's console, and to MLflow."""
+
+    folder_uri: str
+    peers: tuple[str, ...]
+    epochs: int
+    live: str
+    tracking: TrackingPlan
+    _failures: int = 0
+    _journal: Journal | None = field(default=None, repr=False)
+    _writer: MlflowWriter | None = field(default=None, repr=False)
+
+    def _tell(self, event: Mapping[str, Any]) -> None:
+        with Path(self.live).open("a") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """See :class:`ray.train.UserCallback`."""
+        self._failures = 0
+        if metrics[0]["event"] != "epoch":
+            return
+        if self._journal is None or self._writer is None:
+            folder = RunFolder(self.folder_uri)
+            self._journal = Journal(folder.filesystem, folder.path("metrics.jsonl"))
+            self._writer = self.tracking.writer(
+                lambda text: self._tell({"event": "warning", "message": text})
+            )
+        row = assemble_row(metrics, self.peers)
+        self._journal.append(row)
+        self._tell({"event": "epoch", "row": row})
+        self._writer.offer(self._journal.rows())
+        if row["epoch"] == self.epochs:
+            # The controller ends soon after; what can't be sent by then, the driver sends.
+            self._writer.wait(timeout=5.0)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Say what happened; give up at once on what a person must mend, or when there is no progress."""
+        self._failures += 1
+        causes = [cause_of(error) for error in worker_exceptions.values()]
+        for cause in causes:
+            if isinstance(cause, UserError | FloatingPointError):
+                raise cause
+        told = "; ".join(sorted({f"{type(c).__name__}: {first_line(c)}" for c in causes}))
+        if self._failures >= HOPELESS:
+            raise RuntimeError(
+                f"the workers failed {HOPELESS} times in a row without any progress; last: {told}"
+            )
+        self._tell({"event": "failure", "message": told})
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The exception that a worker raised, out of the wrappers that Ray puts around it."""
+    for name in ("cause", "_base_exc", "health_check_failure"):
+        inner = getattr(error, name, None)
+        if isinstance(inner, BaseException):
+            return cause_of(inner)
+    return error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

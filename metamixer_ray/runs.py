@@ -1,0 +1,116 @@
+"""Runs on disk: naming a new one, finding the one to resume, never touching another's."""
+
+import os
+import time
+import uuid
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from metamixer_ray.config import TrainConfig, from_settings, home, identity, to_yaml
+from metamixer_ray.errors import ConfigError, UserError
+from metamixer_ray.folder import RunFolder
+
+CONFIG, METRICS, SUMMARY, RUN = "config.yaml", "metrics.jsonl", "summary.json", "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training's folder, and a key that no other training has."""
+
+    folder: RunFolder
+    key: str
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+
+def storage_of(config: TrainConfig) -> RunFolder:
+    """Where the run folders are: ``--storage``, $METAMIXER_STORAGE, or ``runs`` in the project's home."""
+    return RunFolder(config.run.storage or os.environ.get("METAMIXER_STORAGE") or str(home() / "runs"))
+
+
+def default_name(config: TrainConfig) -> str:
+    """For example ``resnet14-resnet8-metamixer-dml-digits-20261122-134501``."""
+    data = config.dataset.data.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
+    words = [*config.peers, config.mixing.mixer, config.distillation.distiller, data]
+    kept = "-".join("".join(c if c.isalnum() or c in "-_." else "_" for c in word) for word in words)
+    return f"{kept[:100]}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def open_run(config: TrainConfig) -> Run:
+    """The folder of a new run, or with ``--resume`` of an unfinished one.
+
+    Raises:
+        ConfigError: a name that is taken, nothing to resume, or settings that differ from the run's.
+    """
+    storage = storage_of(config)
+    if not config.run.resume:
+        return _create(config, storage)
+    if config.run.name is not None:
+        folder = storage.inside(config.run.name)
+        theirs = read_config(folder)
+        if theirs is None:
+            raise ConfigError(f"--resume: there is no run {config.run.name!r} in {storage}")
+    else:
+        folder, theirs = _newest_unfinished(config, storage)
+    ours, saved = identity(config), identity(theirs)
+    different = sorted(name for name in ours if ours[name] != saved[name])
+    if different:
+        name = different[0]
+        raise ConfigError(
+            f"--resume: {name} is {ours[name]!r} but run {folder.name!r} has {saved[name]!r}; "
+            f"give the same settings, for example --config {folder}/{CONFIG} --name {folder.name} --resume"
+        )
+    return Run(folder, (folder.read_json(RUN) or {}).get("key") or folder.name)
+
+
+def read_config(folder: RunFolder) -> TrainConfig | None:
+    """The configuration of the run in a folder; None when it holds no run.
+
+    Raises:
+        ConfigError: its settings are not those of this version.
+    """
+    content = folder.read(CONFIG)
+    if content is None:
+        return None
+    settings: Any = yaml.safe_load(content)
+    return from_settings(settings, source=f"{folder}/{CONFIG}")
+
+
+def _create(config: TrainConfig, storage: RunFolder) -> Run:
+    folder = storage.inside(config.run.name or default_name(config))
+    if folder.exists(CONFIG):
+        raise ConfigError(
+            f"--name {folder.name!r} is taken in {storage}: add --resume to continue that run, or choose another name"
+        )
+    folder.create()
+    run = Run(folder, uuid.uuid4().hex)
+    folder.write_json(RUN, {"key": run.key, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+    # What it takes to repeat the run; whether that was a resume, and under which name, is not part of it.
+    folder.write(CONFIG, to_yaml(replace(config, run=replace(config.run, resume=False, name=None))))
+    return run
+
+
+def _newest_unfinished(config: TrainConfig, storage: RunFolder) -> tuple[RunFolder, TrainConfig]:
+    candidates = []
+    for name in storage.children():
+        folder = storage.inside(name)
+        if folder.exists(SUMMARY):
+            continue
+        try:
+            theirs = read_config(folder)
+        except UserError:
+            continue
+        if theirs is not None and identity(theirs) == identity(config):
+            candidates.append(((folder.read_json(RUN) or {}).get("created", ""), name, folder, theirs))
+    if not candidates:
+        raise ConfigError(
+            f"--resume: no unfinished run of this configuration in {storage}; "
+            "name one with --name, or leave --resume out to start anew"
+        )
+    _, _, folder, theirs = max(candidates, key=lambda c: c[:2])
+    return folder, theirs

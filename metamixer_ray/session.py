@@ -1,0 +1,52 @@
+"""A worker's side of Ray Train: who it is, where it starts from, whom it tells."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from metamixer_ray.config import from_settings
+from metamixer_ray.mesh import build_mesh, seats
+from metamixer_ray.placement import selectors
+from metamixer_ray.worker import WriteCheckpoint, train_peer
+
+
+class RaySession:
+    """The :class:`~metamixer_ray.worker.Session` of a Ray Train worker."""
+
+    def __init__(self) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="metamixer_ray-")
+
+    def start_from(self) -> Path | None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        return Path(checkpoint.to_directory(str(Path(self._scratch.name) / "start")))
+
+    def report(self, metrics: dict[str, Any], write: WriteCheckpoint | None, name: str | None) -> None:
+        with tempfile.TemporaryDirectory(prefix="metamixer_ray-") as folder:
+            checkpoint = None
+            if write is not None:
+                write(Path(folder))
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+
+
+def ray_worker(settings: Mapping[str, Any]) -> None:
+    """The function that Ray Train runs on every worker. ``settings``: ``{"config": ..., "threads": int}``."""
+    config = from_settings(settings["config"])
+    torch.set_num_threads(settings["threads"])
+    device = ray.train.torch.get_device()
+    wanted = selectors(config.placement.peer_labels)
+    node_labels: list[Mapping[str, str]] = [{}] * dist.get_world_size()
+    if any(wanted):
+        dist.all_gather_object(node_labels, dict(ray.get_runtime_context().get_node_labels()))
+    seating = seats(wanted, len(config.peers), config.placement.replicas, node_labels)
+    mesh = build_mesh(len(config.peers), config.placement.replicas, device, seating)
+    train_peer(config, mesh, device, RaySession())

@@ -1,0 +1,81 @@
+"""Small files of the run folder on any `pyarrow.fs` filesystem: readers see the old file or the new one."""
+
+import contextlib
+import json
+import os
+import posixpath
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
+"""Filesystems without folders, whose objects become visible whole when they are closed."""
+
+
+def local_path(filesystem: fs.FileSystem, path: str) -> Path | None:
+    """Where ``path`` is on this machine's own disk, or None when the filesystem is not a local one."""
+    if isinstance(filesystem, fs.SubTreeFileSystem):
+        return local_path(filesystem.base_fs, posixpath.join(filesystem.base_path, path))
+    return Path(path) if isinstance(filesystem, fs.LocalFileSystem) else None
+
+
+def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes | None:
+    """The file's content, or None when there is no such file."""
+    if filesystem.get_file_info(path).type == fs.FileType.NotFound:
+        return None
+    with filesystem.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
+def write_bytes(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
+    """Create or replace a file and the folders above it.
+
+    On a local disk the bytes are synced and renamed into place; elsewhere the object is rewritten.
+    """
+    make_parent(filesystem, path)
+    target = local_path(filesystem, path)
+    if target is None:
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+        return
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(target)
+    sync_folder(target.parent)
+
+
+def read_json(filesystem: fs.FileSystem, path: str) -> Any:
+    """The file's JSON value, or None when there is no such file.
+
+    Raises:
+        json.JSONDecodeError: the file is not JSON.
+    """
+    data = read_bytes(filesystem, path)
+    return None if data is None else json.loads(data)
+
+
+def write_json(filesystem: fs.FileSystem, path: str, value: Any) -> None:
+    """Write a value as indented JSON, replacing the file."""
+    write_bytes(filesystem, path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def make_parent(filesystem: fs.FileSystem, path: str) -> None:
+    """Create the folder that ``path`` lies in; object stores need none and often forbid it."""
+    parent = posixpath.dirname(path)
+    base = filesystem.base_fs if isinstance(filesystem, fs.SubTreeFileSystem) else filesystem
+    if parent and base.type_name not in OBJECT_STORES:
+        filesystem.create_dir(parent, recursive=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a new or renamed entry of a local folder survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

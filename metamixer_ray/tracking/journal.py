@@ -1,0 +1,111 @@
+"""The record of truth of a training: ``metrics.jsonl``, one line of JSON per epoch.
+
+It lies beside the checkpoints and needs no server. Everything else that shows metrics can be made from it
+again.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pyarrow import fs
+
+from metamixer_ray.errors import DataError
+from metamixer_ray.tracking.files import local_path, make_parent, read_bytes, sync_folder, write_bytes
+
+
+class Journal:
+    """Rows of one training on any `pyarrow.fs` filesystem; one process writes, any number may read.
+
+    A line that was torn by a kill or a power cut is dropped when the journal is opened: that epoch was not
+    recorded. On a local disk a row is appended and synced; elsewhere the object is rewritten, which on
+    object stores is atomic.
+
+    Raises:
+        DataError: a line before the last is not a row; the message names file and line.
+    """
+
+    def __init__(self, filesystem: fs.FileSystem, path: str) -> None:
+        self.path = path
+        self._filesystem = filesystem
+        self._local = local_path(filesystem, path)
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._open()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All recorded rows by ascending epoch."""
+        return [self._rows[epoch] for epoch in sorted(self._rows)]
+
+    def append(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Record an epoch and return what is on record for it.
+
+        An epoch that is already recorded stays as it was: a training that repeats epochs after a restart
+        does not write them twice. ``time`` (Unix seconds) is added, and values that are not finite become
+        null.
+        """
+        epoch = int(row["epoch"])
+        if epoch not in self._rows:
+            recorded = _plain({"time": time.time(), **row})
+            line = _line(recorded)
+            if self._local is None:
+                write_bytes(self._filesystem, self.path, self._content() + line)
+            else:
+                with self._local.open("ab") as file:
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+            self._rows[epoch] = recorded
+        return self._rows[epoch]
+
+    def _content(self) -> bytes:
+        return b"".join(_line(row) for row in self._rows.values())
+
+    def _open(self) -> None:
+        data = read_bytes(self._filesystem, self.path)
+        if data is None:
+            make_parent(self._filesystem, self.path)
+            if self._local is not None:
+                self._local.touch()
+                sync_folder(self._local.parent)
+            return
+        lines = data.split(b"\n")
+        if lines and not lines[-1]:
+            lines.pop()
+        for number, line in enumerate(lines, start=1):
+            row = _parse(line)
+            if row is None and number < len(lines):
+                raise DataError(
+                    f"{self.path}, line {number}: this is not a row of metrics; remove the line, "
+                    "or move the file away to start a new record"
+                )
+            if row is not None:
+                self._rows.setdefault(int(row["epoch"]), row)
+        if self._content() != data:
+            write_bytes(self._filesystem, self.path, self._content())
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("epoch"), int) else None
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())  # NumPy and torch scalars and arrays
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

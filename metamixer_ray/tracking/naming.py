@@ -1,0 +1,90 @@
+"""What things are called in MLflow: rows become flat metrics, settings parameters, secrets ``***``."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from metamixer_ray.tracking.rows import Row, mean, number
+
+PARAMETER_LENGTH = 6000
+"""Characters that MLflow keeps of a parameter's value."""
+TAG_LENGTH = 8000
+"""Characters that MLflow keeps of a tag's value."""
+
+_USERINFO = re.compile(r"(?<=://)(?:[^\s/?#@]*@|[^\s:/@]+:[^\s@]*@)")
+_QUERY_SECRET = re.compile(
+    r"([?&;][^=&\s]*(?:token|password|passwd|pwd|secret|signature|sig|key|credential)[^=&\s]*=)[^&\s]+",
+    re.IGNORECASE,
+)
+_OPTION_SECRET = re.compile(
+    r"((?:^|\s)--?[\w-]*(?:token|password|passwd|secret|api-key)[\w-]*[=\s])\S+", re.IGNORECASE
+)
+_UNFIT_FOR_A_KEY = re.compile(r"[^\w\-. /:]")
+
+PEER_MEANS = ("top1", "top5", "nll", "ece", "loss", "train_top1")
+"""Values of the peers whose mean is logged as ``peers/<value>_mean``."""
+
+
+def masked(text: str) -> str:
+    """``text`` with users and passwords of URIs, and secrets in queries and options, replaced by ``***``."""
+    text = _USERINFO.sub("***@", text)
+    text = _QUERY_SECRET.sub(r"\1***", text)
+    return _OPTION_SECRET.sub(r"\1***", text)
+
+
+def shortened(text: str, length: int) -> str:
+    """``text``, cut to ``length`` characters with an ellipsis when it is longer."""
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def parameter_values(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Flat settings as MLflow parameters: texts as they are, all else as JSON (``true``, ``[0, 2]``).
+
+    Secrets are masked and values longer than MLflow keeps are cut.
+    """
+    return {_key(name): shortened(masked(_text(value)), PARAMETER_LENGTH) for name, value in settings.items()}
+
+
+def tag_values(tags: Mapping[str, Any]) -> dict[str, str]:
+    """Tags as MLflow keeps them: masked and cut."""
+    return {_key(name): shortened(masked(_text(value)), TAG_LENGTH) for name, value in tags.items()}
+
+
+def metric_values(row: Row) -> dict[str, float]:
+    """A row as flat metrics: ``peer0/top1``, ``peers/top1_mean``, ``exchange/seconds_per_step``, ...
+
+    Numbers that are missing or not finite are left out, whole numbers are given as floats. ``epoch`` comes
+    last: where it is there, all of that epoch is there.
+    """
+    metrics: dict[str, float] = {}
+    for key, value in row.items():
+        if key == "peers":
+            for index, peer in enumerate(value):
+                metrics.update(_numbers(peer, f"peer{index}"))
+        elif key not in ("epoch", "time"):
+            metrics.update(_numbers(value, key))
+    for key in PEER_MEANS:
+        if (average := mean([number(peer, key) for peer in row["peers"]])) is not None:
+            metrics[f"peers/{key}_mean"] = average
+    metrics["epoch"] = float(row["epoch"])
+    return metrics
+
+
+def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _numbers(item, f"{name}/{key}")
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for position, item in enumerate(value, start=1):
+            yield from _numbers(item, f"{name}/{position}")
+    elif (known := number({"": value}, "")) is not None:
+        yield _key(name), known
+
+
+def _key(name: str) -> str:
+    return _UNFIT_FOR_A_KEY.sub("_", name)[:250]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)

@@ -1,0 +1,170 @@
+"""The main job: ``python -m metamixer_ray.train``. Peers learn together; what they gained is told, drawn and kept."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from metamixer_ray.cli import parse, run_command
+from metamixer_ray.config import TrainConfig, flatten
+from metamixer_ray.data import Splits, load_splits
+from metamixer_ray.fitting import fit
+from metamixer_ray.keeping import Keeper, plan_tracking
+from metamixer_ray.networks import StagedNetwork
+from metamixer_ray.placement import WorkerResources, connect, worker_resources
+from metamixer_ray.preparation import batch_order, build_peers
+from metamixer_ray.results import summarise, tested_row
+from metamixer_ray.runs import SUMMARY, Run, open_run
+from metamixer_ray.tracking import Console, PeerSummary, RunSummary
+from metamixer_ray.tracking.provenance import repeat_command
+
+
+def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
+    """Train the peers of ``config`` together and return the content of ``summary.json``.
+
+    Joins the Ray cluster at hand or starts a local one, and leaves it running.
+
+    Raises:
+        UserError: what a person must mend: an option, the data, a checkpoint of another configuration.
+        TrainingFailed: the training ended early; it can be resumed.
+    """
+    began = time.perf_counter()
+    console = console or Console(config.run.verbose)
+    config = with_absolute_paths(config)
+    config.check()
+    splits = load_splits(config.dataset)
+    networks = build_peers(config, splits)
+    steps = batch_order(config, splits).steps_per_epoch
+    connect(config.placement, verbose=config.run.verbose)
+    resources = worker_resources(config)
+    run = open_run(config)
+    if run.folder.exists(SUMMARY):
+        console.note(f"run {run.name!r} is finished already: {run.folder}/{SUMMARY}")
+        return run.folder.read_json(SUMMARY) or {}
+
+    announced = announce(config, run, splits, networks, steps, resources)
+    console.opening(announced)
+    tracking = plan_tracking(config, run, announced)
+    with Keeper(config, run, tracking, announced, console) as keeper:
+        rows = fit(config, resources, run.folder, tracking, console)
+        alone_rows = None
+        if config.baseline:
+            console.note("now the same networks alone: same weights, same batches, no mixing, no exchange")
+            single = alone(config)
+            folder = run.folder.inside("baseline")
+            alone_tracking = replace(
+                tracking,
+                run_name=f"{run.name}-alone",
+                key=f"{run.key}-alone",
+                parameters=flatten(single),
+                parent_run_id=keeper.run_id(),
+            )
+            alone_rows = fit(single, resources, folder, alone_tracking, console)
+        summary = summarise(
+            config,
+            rows,
+            [peer.parameters for peer in announced.peers],
+            wall_seconds=time.perf_counter() - began,
+            alone=alone_rows[-1] if alone_rows else None,
+        )
+        places = keeper.keep(splits, networks, rows, alone_rows, summary)
+    before = summary["baseline"]["peers"] if alone_rows else ()
+    console.closing(tested_row(rows[-1]), places, [peer["top1"] for peer in before] or None)
+    return summary
+
+
+def alone(config: TrainConfig) -> TrainConfig:
+    """The same networks without mixing and without exchange: same initial weights, same batches."""
+    organised = config.mixing.mixer == "metamixer" and config.mixing.pairing != "free"
+    sampler = config.dataset.sampler
+    if sampler == "auto":
+        sampler = "quadruple" if organised else "shuffle"
+    return replace(
+        config,
+        baseline=False,
+        dataset=replace(config.dataset, sampler=sampler),
+        mixing=replace(config.mixing, mixer="none"),
+        distillation=replace(config.distillation, distiller="none", statistics="none", statistics_weight=0.0),
+    )
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Workers run in folders of their own, so paths are made absolute before anything is sent to them."""
+
+    def absolute(text: str | None) -> str | None:
+        if text is None or "://" in text:
+            return text
+        path = Path(text).expanduser()
+        return str(path.absolute()) if path.exists() or "/" in text else text
+
+    data = config.dataset
+    return replace(
+        config,
+        dataset=replace(
+            data,
+            data=absolute(data.data) or data.data,
+            test_data=absolute(data.test_data),
+            data_root=absolute(data.data_root),
+            cache_dir=absolute(data.cache_dir),
+        ),
+    )
+
+
+def announce(
+    config: TrainConfig,
+    run: Run,
+    splits: Splits,
+    networks: Sequence[StagedNetwork],
+    steps: int,
+    resources: WorkerResources,
+) -> RunSummary:
+    """What the person is told before the first step."""
+    mixing, distillation = config.mixing, config.distillation
+    mixer = mixing.mixer + (f" ({mixing.pairing})" if mixing.mixer == "metamixer" else "")
+    distiller = distillation.distiller
+    if distiller != "none":
+        distiller += f", weight {distillation.kd_weight:g}, T={distillation.temperature:g}"
+    workers = f"{config.workers} worker{'s' * (config.workers > 1)}"
+    if config.placement.replicas > 1:
+        workers += f" ({len(config.peers)} peers x {config.placement.replicas} replicas)"
+    return RunSummary(
+        name=run.name,
+        peers=tuple(
+            PeerSummary(name=name, parameters=sum(p.numel() for p in network.parameters()))
+            for name, network in zip(config.peers, networks, strict=True)
+        ),
+        data=splits.description,
+        mixer=mixer,
+        distiller=distiller,
+        placement=f"{workers}, {resources}",
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        steps_per_epoch=steps,
+        run_folder=str(run.folder),
+        command=repeat_command("metamixer_ray.train"),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command ``python -m metamixer_ray.train``; returns its exit status."""
+
+    def body(words: Sequence[str]) -> None:
+        train(parse(words, program="python -m metamixer_ray.train", description=TrainConfig.__doc__ or ""))
+
+    return run_command(body, argv)
+
+
+class _CallableModule(ModuleType):
+    """``from metamixer_ray import train`` finds this module once it is imported; it can be called all the same."""
+
+    def __call__(self, config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
+        return train(config, console)
+
+
+sys.modules[__name__].__class__ = _CallableModule
+
+if __name__ == "__main__":
+    sys.exit(main())

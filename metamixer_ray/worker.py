@@ -1,0 +1,389 @@
+"""What one worker runs: one peer network (or one replica of it) learning together with the others.
+
+Reads top to bottom as the algorithm. Nothing here knows Ray: a :class:`Session` says where to start from and takes
+what is to be reported.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from metamixer_ray.checkpoint import Progress, restore_peer, save_peer
+from metamixer_ray.config import TrainConfig, identity
+from metamixer_ray.data import (
+    Batch,
+    BatchOrder,
+    ImageSet,
+    Splits,
+    eval_batches,
+    load_splits,
+    normalise,
+    train_batches,
+)
+from metamixer_ray.distill import (
+    Control,
+    ControlSum,
+    Distiller,
+    Exchange,
+    attention_agreement,
+    build_distiller,
+    feature_statistics,
+    kd_ramp,
+    statistics_loss,
+    statistics_message,
+)
+from metamixer_ray.evaluation import Evaluation, evaluate
+from metamixer_ray.mesh import PeerMesh
+from metamixer_ray.meters import Meters, gather_stages
+from metamixer_ray.mixing import Mixer, build_mixer, draw_plan, mix_images, mix_tap, mix_targets
+from metamixer_ray.networks import StagedNetwork, common_stages
+from metamixer_ray.optimisation import build_optimizer, learning_rate
+from metamixer_ray.precision import autocast, resolve_precision
+from metamixer_ray.preparation import READ_AS, batch_order, build_peers
+from metamixer_ray.randomness import torch_seed
+
+EVALUATION_BATCH = 500
+MAX_SKIPPED_IN_A_ROW = 20
+
+Tap = Callable[[Tensor], Tensor]
+WriteCheckpoint = Callable[[Path], None]
+
+
+class Session(Protocol):
+    """What surrounds a worker: where it starts from and whom it tells."""
+
+    def start_from(self) -> Path | None:
+        """A checkpoint folder to continue from, or None for a fresh start."""
+
+    def report(self, metrics: dict[str, Any], write: WriteCheckpoint | None, name: str | None) -> None:
+        """Hand over metrics and, where ``write`` is given, have it write this rank's files of checkpoint ``name``.
+
+        Every rank calls this equally often.
+        """
+
+
+class Diverged(FloatingPointError):
+    """Training can't go on: values stay non-finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """One peer network and all that it learns with; ``network`` is the trained module, ``forward`` how it is run."""
+
+    config: TrainConfig
+    mesh: PeerMesh
+    device: torch.device
+    precision: Literal["bf16", "float32"]
+    splits: Splits
+    order: BatchOrder
+    network: StagedNetwork
+    forward: nn.Module
+    optimizer: torch.optim.Optimizer
+    mixer: Mixer
+    distiller: Distiller
+    exchange: Exchange
+    stages_to_mix: int
+    """Stages that all peers have, and global mixing may pick from."""
+    stages_to_compare: Sequence[int]
+    """This peer's stages (from 1) whose statistics are compared with the others'."""
+
+
+def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, session: Session) -> None:
+    """Train this rank's peer from where ``session`` says to the last epoch.
+
+    Raises:
+        UserError: bad data, a checkpoint that doesn't fit, a network that can't be built.
+        Diverged: values stay non-finite; names the peer.
+        PeersDrifted: peers are at different steps, which can't be mended.
+    """
+    peer = set_up(config, mesh, device)
+    progress, start = Progress(), session.start_from()
+    if start is not None:
+        progress = restore_peer(start, mesh.peer, peer.network.network, peer.optimizer, identity(config))
+        if progress.last_report is not None:
+            # Whoever keeps the rows may have died between taking the checkpoint and writing the row. A row that is
+            # there already is not written twice.
+            session.report(progress.last_report, None, None)
+    while progress.epoch < config.epochs:
+        train_epoch(peer, progress, session)
+
+
+def set_up(config: TrainConfig, mesh: PeerMesh, device: torch.device) -> Peer:
+    """Everything a rank needs, made from the configuration alone."""
+    splits = load_splits(config.dataset)
+    networks = build_peers(config, splits)
+    stage_counts = [len(network.stage_names) for network in networks]
+    network = networks[mesh.peer].to(device)
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    forward: nn.Module = network
+    if config.compile:
+        forward = torch.compile(network)  # type: ignore[assignment]
+    if mesh.replica_group is not None:
+        forward = DistributedDataParallel(forward, process_group=mesh.replica_group)
+    return Peer(
+        config=config,
+        mesh=mesh,
+        device=device,
+        precision=resolve_precision(config.precision, device),
+        splits=splits,
+        order=batch_order(config, splits),
+        network=network,
+        forward=forward,
+        optimizer=build_optimizer(config.optimisation, mesh.peer, network),
+        mixer=build_mixer(config.mixing),
+        distiller=build_distiller(config.distillation),
+        exchange=Exchange(mesh.peer_group, device),
+        stages_to_mix=min(stage_counts),
+        stages_to_compare=common_stages(stage_counts)[mesh.peer],
+    )
+
+
+def train_epoch(peer: Peer, progress: Progress, session: Session) -> None:
+    """Train through the rest of an epoch, evaluate, and report."""
+    config, mesh, epoch = peer.config, peer.mesh, progress.epoch
+    meters = Meters(progress.sums)
+    clock = _Clock(already=progress.epoch_seconds)
+    images_seen = 0
+    peer.exchange.reset_cost()
+    peer.forward.train()
+    for batch in train_batches(
+        peer.splits.train,
+        peer.order,
+        config.dataset,
+        seed=config.seed,
+        epoch=epoch,
+        replica=mesh.replica,
+        first_step=progress.step,
+    ):
+        wish = 0 < config.run.checkpoint_seconds <= clock.since_checkpoint()
+        flags = learn(peer, batch, epoch, meters, step=progress.total_steps, wish_checkpoint=wish)
+        progress.step, progress.total_steps = batch.step + 1, progress.total_steps + 1
+        images_seen += len(batch.labels) * mesh.replicas
+        progress.skipped_steps += bool(flags.nonfinite)
+        progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if flags.nonfinite else 0
+        if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise diverged(progress.skipped_in_a_row, flags.culprit, config.peers)
+        if flags.wish_checkpoint and progress.step < peer.order.steps_per_epoch:
+            progress.sums, progress.epoch_seconds = meters.sums(), clock.seconds()
+            name = f"checkpoint-epoch{epoch:04d}-step{progress.step:06d}"
+            session.report({"event": "checkpoint"}, checkpoint_writer(peer, progress), name)
+            clock.checkpointed()
+
+    train_seconds = clock.since_start()
+    scores, test = evaluate_epoch(peer, epoch)
+    progress.elapsed += clock.seconds()
+    cost = peer.exchange.cost()
+    report = {
+        "event": "epoch",
+        "epoch": epoch + 1,
+        "step": progress.total_steps,
+        "peer": mesh.peer,
+        "replica": mesh.replica,
+        "seconds": clock.seconds(),
+        "elapsed": progress.elapsed,
+        "images_per_second": images_seen / train_seconds if images_seen else None,
+        "split": "test" if peer.splits.validation is None else "validation",
+        "train": gather_stages(meters.means(mesh.replica_group, peer.device), "attention_agreement")
+        | {"lr": peer.optimizer.param_groups[0]["lr"]},
+        "scores": asdict(scores) if scores else None,
+        "test": asdict(test) if test else None,
+        "exchange": {
+            "bytes_per_step": cost.bytes_per_step,
+            "seconds_per_step": cost.seconds_per_step,
+            "wait_fraction": cost.wait_seconds / train_seconds,
+        },
+        "skipped_steps": progress.skipped_steps,
+    }
+    progress.epoch, progress.step, progress.sums, progress.epoch_seconds = epoch + 1, 0, {}, 0.0
+    progress.last_report = report
+    session.report(report, checkpoint_writer(peer, progress), f"checkpoint-epoch{epoch + 1:04d}")
+
+
+def learn(
+    peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wish_checkpoint: bool
+) -> ControlSum:
+    """One step: mix, look, say, hear, learn. Returns the flags that all peers and replicas share."""
+    config, mesh, device = peer.config, peer.mesh, peer.device
+    now = epoch + batch.step / peer.order.steps_per_epoch
+
+    # The same images and the same mix on all peers: drawn, not sent.
+    plan = draw_plan(
+        peer.mixer,
+        config.mixing,
+        seed=config.seed,
+        epoch=epoch,
+        step=batch.step,
+        replica=mesh.replica,
+        rows=len(batch.labels),
+        height=batch.images.shape[-2],
+        width=batch.images.shape[-1],
+        epochs=config.epochs,
+        available_stages=peer.stages_to_mix,
+    ).to(device)
+    clean = normalise(batch.images.to(device, non_blocking=True), peer.splits.mean, peer.splits.std)
+    images = mix_images(clean.contiguous(memory_format=torch.channels_last), plan)
+    labels = F.one_hot(batch.labels.to(device, non_blocking=True), len(peer.splits.classes)).float()
+    targets = mix_targets(labels, plan)
+
+    # This peer's view of them.
+    features: dict[int, Tensor] = {}
+    watch = exchanges_statistics(config, mesh, batch.step)
+    taps = join_taps(mix_tap(plan), keep_features(features, peer.stages_to_compare if watch else ()))
+    torch.manual_seed(torch_seed(config.seed, "network", mesh.peer, mesh.replica, epoch, batch.step))
+    with autocast(peer.precision, device):
+        logits = peer.forward(images, taps)
+    cross_entropy = F.cross_entropy(logits.float(), targets)
+    statistics = feature_statistics(
+        [features[stage] for stage in sorted(features)],
+        config.distillation.statistics,
+        grid=config.distillation.statistics_grid,
+        layout=READ_AS[peer.network.layouts[-1]],
+    )
+
+    # What the others say of them: one collective.
+    heard = peer.exchange.start(
+        peer.distiller.say(logits) | statistics_message(statistics),
+        reduce=peer.distiller.reduce,
+        control=Control(step=step, wish_checkpoint=wish_checkpoint),
+        also_finite=cross_entropy,
+    ).wait()
+    flags = share_flags(heard.control, mesh, device)
+    if flags.nonfinite:
+        # All peers skip together, so that they stay in step and nobody learns from a broken one.
+        return flags
+
+    # What it learns.
+    kd = peer.distiller.loss(logits, heard)
+    unlikeness = statistics_loss(statistics, heard)
+    kd_weight = config.distillation.kd_weight * kd_ramp(config.distillation, now)
+    loss = cross_entropy + kd_weight * kd
+    if config.distillation.statistics_weight > 0:
+        loss = loss + config.distillation.statistics_weight * unlikeness
+    for group in peer.optimizer.param_groups:
+        group["lr"] = learning_rate(config.optimisation, mesh.peer, now, config.epochs)
+    peer.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    peer.optimizer.step()
+
+    hits = targets.gather(1, logits.argmax(dim=1, keepdim=True)).mean()
+    meters.add(loss=loss, cross_entropy=cross_entropy, kd=kd, train_top1=hits)
+    if statistics:
+        meters.add(statistics=unlikeness)
+        agreement = attention_agreement(statistics, heard)
+        meters.add(**{f"attention_agreement/{i}": value for i, value in enumerate(agreement, start=1)})
+    return flags
+
+
+def exchanges_statistics(config: TrainConfig, mesh: PeerMesh, step: int) -> bool:
+    """Whether this step exchanges feature statistics: always when they are in the loss, else now and then."""
+    if config.distillation.statistics == "none" or mesh.peer_group is None:
+        return False
+    return config.distillation.statistics_weight > 0 or step % config.distillation.statistics_every == 0
+
+
+def keep_features(features: dict[int, Tensor], stages: Sequence[int]) -> dict[int, Tap]:
+    """Taps that put what flows out of ``stages`` into ``features`` and let it pass unchanged."""
+
+    def keeper(stage: int) -> Tap:
+        def keep(x: Tensor) -> Tensor:
+            features[stage] = x
+            return x
+
+        return keep
+
+    return {stage: keeper(stage) for stage in stages}
+
+
+def join_taps(first: Mapping[int, Tap], second: Mapping[int, Tap]) -> dict[int, Tap]:
+    """At each stage the first tap, then the second."""
+
+    def both(a: Tap, b: Tap) -> Tap:
+        return lambda x: b(a(x))
+
+    return {**first, **{k: both(first[k], tap) if k in first else tap for k, tap in second.items()}}
+
+
+def share_flags(control: ControlSum, mesh: PeerMesh, device: torch.device) -> ControlSum:
+    """The flags of all peers over all replicas too, so that replicas of one peer act alike."""
+    if mesh.replica_group is None:
+        return control
+    flags = torch.tensor([control.nonfinite, control.wish_checkpoint, control.wish_stop], device=device)
+    dist.all_reduce(flags, group=mesh.replica_group)
+    nonfinite, wish_checkpoint, wish_stop = (int(flag) for flag in flags.tolist())
+    return replace(control, nonfinite=nonfinite, wish_checkpoint=wish_checkpoint, wish_stop=wish_stop)
+
+
+def diverged(steps: int, culprit: int | None, peers: Sequence[str]) -> Diverged:
+    """The error after ``steps`` non-finite steps in a row."""
+    who = "several peers" if culprit is None else f"peer {culprit} ({peers[culprit]})"
+    return Diverged(
+        f"{steps} steps in a row had non-finite values in {who}; "
+        "lower --lr or --kd-weight, or give --lr-warmup-epochs or --kd-warmup-epochs"
+    )
+
+
+def checkpoint_writer(peer: Peer, progress: Progress) -> WriteCheckpoint | None:
+    """The function that writes this peer's files; the first replica writes for all of its peer."""
+    if peer.mesh.replica > 0:
+        return None
+
+    def write(folder: Path) -> None:
+        identified = identity(peer.config)
+        save_peer(folder, peer.mesh.peer, peer.network.network, peer.optimizer, progress, identified)
+
+    return write
+
+
+def evaluate_epoch(peer: Peer, epoch: int) -> tuple[Evaluation | None, Evaluation | None]:
+    """Scores on the split that is watched, when due, and on the test set, after the last epoch."""
+
+    def score(images: ImageSet) -> Evaluation:
+        return evaluate(
+            peer.network,
+            eval_batches(
+                images, batch_size=EVALUATION_BATCH, replica=peer.mesh.replica, replicas=peer.mesh.replicas
+            ),
+            mesh=peer.mesh,
+            mean=peer.splits.mean,
+            std=peer.splits.std,
+            device=peer.device,
+            precision=peer.precision,
+        )
+
+    last = epoch + 1 == peer.config.epochs
+    if not last and (epoch + 1) % peer.config.evaluate_every:
+        return None, None
+    if peer.splits.validation is None:
+        scores = score(peer.splits.test)
+        return scores, scores if last else None
+    return score(peer.splits.validation), score(peer.splits.test) if last else None
+
+
+class _Clock:
+    """Seconds of the running epoch, those before a resume included, and seconds since the last checkpoint."""
+
+    def __init__(self, already: float) -> None:
+        self._already = already
+        self._began = self._checkpoint = time.perf_counter()
+
+    def seconds(self) -> float:
+        return self._already + self.since_start()
+
+    def since_start(self) -> float:
+        return time.perf_counter() - self._began
+
+    def since_checkpoint(self) -> float:
+        return time.perf_counter() - self._checkpoint
+
+    def checkpointed(self) -> None:
+        self._checkpoint = time.perf_counter()

@@ -1,0 +1,21 @@
+"""What a peer would hear, computed in one process, for tests of formulas."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from metamixer_ray.distill import ControlSum, Heard
+
+
+def heard_by(own_index: int, messages: Sequence[dict[str, Tensor]]) -> Heard:
+    """What peer ``own_index`` hears when every peer says its message."""
+    others = [message for index, message in enumerate(messages) if index != own_index]
+    control = ControlSum(peers=len(messages), nonfinite=0, culprit=None, wish_checkpoint=0, wish_stop=0)
+    return Heard(
+        peers=len(messages),
+        own_index=own_index,
+        others={name: torch.stack([m[name] for m in others]).mean(0) for name in messages[0] if others},
+        each={name: torch.stack([m[name] for m in messages]) for name in messages[0]},
+        read_control=lambda: control,
+    )
