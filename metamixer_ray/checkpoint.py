@@ -86,9 +86,7 @@ def read_peer(folder: Path, peer: int, identity: Mapping[str, Any] | None = None
                 "use the version that wrote it, or start a new run"
             )
         if _hash(weights) != manifest["sha256"]:
-            raise CheckpointError(
-                f"{weights} is not the file that was written (its hash differs): torn or changed"
-            )
+            raise CheckpointError(f"{weights} is not the file that was written (its hash differs): torn or changed")
         theirs = manifest["identity"]
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename} is missing from the checkpoint") from None

@@ -124,9 +124,7 @@ class TrainConfig:
         if self.placement.replicas < 1:
             raise ConfigError(f"--replicas must be at least 1, it is {self.placement.replicas}")
         if self.run.keep_checkpoints < 1:
-            raise ConfigError(
-                "--keep-checkpoints must be at least 1: without a checkpoint nothing can resume"
-            )
+            raise ConfigError("--keep-checkpoints must be at least 1: without a checkpoint nothing can resume")
         if self.distillation.distiller != "none" and len(self.peers) < 2:
             raise ConfigError(
                 f"--distiller {self.distillation.distiller} needs at least two --peers, there is one: "
@@ -139,8 +137,7 @@ class TrainConfig:
             )
         if self.distillation.kd_warmup_epochs > self.epochs:
             raise ConfigError(
-                f"--kd-warmup-epochs {self.distillation.kd_warmup_epochs} is longer than the "
-                f"{self.epochs} --epochs"
+                f"--kd-warmup-epochs {self.distillation.kd_warmup_epochs} is longer than the {self.epochs} --epochs"
             )
         if self.placement.peer_labels and len(self.placement.peer_labels) != len(self.peers):
             raise ConfigError(
@@ -152,9 +149,7 @@ class TrainConfig:
             if value is not None and value < 0:
                 raise ConfigError(f"{flag(name)} can't be negative, it is {value}")
         if self.run.name is not None and (not self.run.name.strip(".") or set(self.run.name) & set("/\\\0")):
-            raise ConfigError(
-                f"--name {self.run.name!r} can't name a folder; use letters, digits, '-' and '_'"
-            )
+            raise ConfigError(f"--name {self.run.name!r} can't name a folder; use letters, digits, '-' and '_'")
         self.optimisation.check(len(self.peers))
 
 
@@ -180,8 +175,7 @@ def sections() -> dict[str, str | None]:
 def flatten(config: TrainConfig) -> dict[str, Any]:
     """All settings as one flat mapping of field name to value, in the order of the tree."""
     return {
-        name: getattr(getattr(config, section) if section else config, name)
-        for name, section in sections().items()
+        name: getattr(getattr(config, section) if section else config, name) for name, section in sections().items()
     }
 
 
@@ -273,9 +267,7 @@ def read_yaml(path: str | Path) -> TrainConfig:
     if settings is None:
         settings = {}
     if not isinstance(settings, Mapping):
-        raise ConfigError(
-            f"--config {path} must hold settings as 'name: value', not a {type(settings).__name__}"
-        )
+        raise ConfigError(f"--config {path} must hold settings as 'name: value', not a {type(settings).__name__}")
     return from_settings(settings, source=f"--config {path}")
 
 

@@ -17,5 +17,5 @@ class CheckpointError(UserError):
     """A checkpoint is torn, missing, or belongs to another configuration; the message says which and why."""
 
 
-class TrainingFailed(RuntimeError):  # noqa: N818 - says what happened
+class TrainingFailed(RuntimeError):
     """A training ended before its last epoch; the message says why, and how to go on."""

@@ -46,7 +46,7 @@ class EvaluateOptions:
 def evaluate_run(
     folder: RunFolder, dataset: DataConfig | None = None, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """Scores of a run's peers and ensemble: ``{"peers": [...], "ensemble": ..., "agreement": ...}``, as in summary.json.
+    """Scores of a run's peers and ensemble: ``{"peers": [...], "ensemble": ..., "agreement": ...}`` as in summary.json.
 
     Args:
         dataset: other data of the same classes; None takes the run's own test split. Images are normalised as in
@@ -57,7 +57,9 @@ def evaluate_run(
     """
     config = read_config(folder)
     if config is None:
-        raise ConfigError(f"there is no run in {folder}: give a run's folder, or its name in {storage_of(TrainConfig())}")
+        raise ConfigError(
+            f"there is no run in {folder}: give a run's folder, or its name in {storage_of(TrainConfig())}"
+        )
     device = torch.device(device)
     own = load_splits(config.dataset)
     splits = own if dataset is None or dataset == config.dataset else load_splits(dataset)
@@ -120,11 +122,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body(words: Sequence[str]) -> None:
         named = next((word for word in words if not word.startswith("-")), None)
         theirs = read_config(find_run(named)) if named else None
-        options = tyro.cli(
+        options: EvaluateOptions = tyro.cli(
             EvaluateOptions,
             prog="python -m metamixer_ray.evaluate",
             args=list(words),
-            default=EvaluateOptions(run=tyro.MISSING, dataset=theirs.dataset) if theirs else None,
+            default=EvaluateOptions(run=tyro.MISSING, dataset=theirs.dataset if theirs else DataConfig()),
             config=(tyro.conf.OmitArgPrefixes,),
         )
         device = options.device

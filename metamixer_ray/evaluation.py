@@ -4,7 +4,7 @@ Ranks of one replica index score the same images; what an ensemble needs of the 
 the cost does not grow with the number of peers.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -74,7 +74,7 @@ class Evaluation:
 
 
 def probabilities_of(
-    network: nn.Module, images: Tensor, mean: Sequence[float], std: Sequence[float], precision: str
+    network: nn.Module, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], precision: str
 ) -> Tensor:
     """Softmax of a network's logits for uint8 ``images`` [B, 3, H, W] on its device: float32 [B, C]."""
     inputs = normalise(images, mean, std).contiguous(memory_format=torch.channels_last)
@@ -89,8 +89,8 @@ def evaluate(
     batches: Iterable[Batch],
     *,
     mesh: PeerMesh,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     device: torch.device,
     precision: str,
 ) -> Evaluation:
@@ -120,6 +120,4 @@ def evaluate(
             dist.all_reduce(sums, group=mesh.replica_group)
     if mesh.peer_group is None:
         return Evaluation(own=own.scores(), ensemble=None, agreement=None)
-    return Evaluation(
-        own=own.scores(), ensemble=together.scores(), agreement=agreed.item() / own.sums[0].item()
-    )
+    return Evaluation(own=own.scores(), ensemble=together.scores(), agreement=agreed.item() / own.sums[0].item())

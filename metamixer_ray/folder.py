@@ -20,9 +20,7 @@ class RunFolder:
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
         try:
-            self.filesystem, root = fs.FileSystem.from_uri(
-                self.uri if "://" in self.uri else Path(self.uri).as_uri()
-            )
+            self.filesystem, root = fs.FileSystem.from_uri(self.uri if "://" in self.uri else Path(self.uri).as_uri())
         except Exception as error:
             raise ConfigError(f"--storage {uri}: {error}") from None
         self.root = root.rstrip("/")

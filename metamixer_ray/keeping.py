@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import torch
 
 from metamixer_ray.checkpoint import read_peer
 from metamixer_ray.config import TrainConfig, flatten, home, identity
@@ -123,9 +124,7 @@ class Keeper:
         if self._config.run.log_models:
             self._log_models(splits, networks)
         before = [peer["top1"] for peer in summary["baseline"]["peers"]] if alone_rows else None
-        writer.set_tags(
-            {"mlflow.note.content": run_description(self._announced, tested_row(rows[-1]), before)}
-        )
+        writer.set_tags({"mlflow.note.content": run_description(self._announced, tested_row(rows[-1]), before)})
         folder.write_json(SUMMARY, summary)
         for name in (CONFIG, SUMMARY):
             writer.log_artifact(folder.read(name) or b"", name)
@@ -137,7 +136,7 @@ class Keeper:
         return self._writer
 
     def _log_models(self, splits: Splits, networks: Sequence[StagedNetwork]) -> None:
-        example = splits.test.images[:2].permute(0, 2, 3, 1).numpy()
+        example = splits.test.take(torch.arange(2)).permute(0, 2, 3, 1).numpy()
         for name, network in zip(peer_names(self._config.peers), networks, strict=True):
             try:
                 model = export_network(
@@ -146,7 +145,7 @@ class Keeper:
                     classes=splits.classes,
                     mean=splits.mean,
                     std=splits.std,
-                    image_size=splits.test.images.shape[-1],
+                    image_size=splits.test.image_size,
                     example=np.ascontiguousarray(example),
                 )
             except ModelExportError as error:
@@ -168,9 +167,7 @@ class Keeper:
         return Places(run_folder=str(folder), figures=f"{folder}/figures", tracking=link, ui_command=command)
 
 
-def load_trained(
-    networks: Sequence[StagedNetwork], folder: RunFolder, config: TrainConfig, scratch: Path
-) -> None:
+def load_trained(networks: Sequence[StagedNetwork], folder: RunFolder, config: TrainConfig, scratch: Path) -> None:
     """Give ``networks`` the weights of the newest checkpoint in a run folder.
 
     Raises:

@@ -30,9 +30,7 @@ class PeerMesh:
     """Ranks of the same peer, ordered by replica; None with one replica."""
 
 
-def seats(
-    selectors: Sequence[Labels] | None, peers: int, replicas: int, node_labels: Sequence[Labels]
-) -> list[int]:
+def seats(selectors: Sequence[Labels] | None, peers: int, replicas: int, node_labels: Sequence[Labels]) -> list[int]:
     """Which rank sits where: entry ``peer * replicas + replica`` is the rank that takes that seat.
 
     Ray Train numbers its ranks by node, whatever label selector each worker was placed by, so with selectors the

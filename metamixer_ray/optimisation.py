@@ -83,9 +83,7 @@ def build_optimizer(config: OptimisationConfig, peer: int, network: nn.Module) -
             weight_decay=weight_decay,
             fused=True,
         )
-    return torch.optim.AdamW(
-        parameters, lr=lr, betas=(config.momentum, 0.999), weight_decay=weight_decay, fused=True
-    )
+    return torch.optim.AdamW(parameters, lr=lr, betas=(config.momentum, 0.999), weight_decay=weight_decay, fused=True)
 
 
 def learning_rate(config: OptimisationConfig, peer: int, progress: float, epochs: int) -> float:

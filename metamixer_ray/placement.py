@@ -75,9 +75,7 @@ def selectors(peer_labels: Sequence[str]) -> list[dict[str, str]]:
         for part in [] if text == "-" else text.split(","):
             key, equals, value = part.partition("=")
             if not (key and equals and value):
-                raise ConfigError(
-                    f"--peer-labels {text!r}: write key=value, several joined by commas, or '-'"
-                )
+                raise ConfigError(f"--peer-labels {text!r}: write key=value, several joined by commas, or '-'")
             labels[key] = value
         parsed.append(labels)
     return parsed

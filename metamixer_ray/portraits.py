@@ -39,11 +39,11 @@ def draw_figures(
 ) -> dict[str, Figure]:
     """All figures of a training by name. ``networks`` are the trained peers, on the CPU."""
     figures = {"learning_curves": learning_curves(rows, alone_rows)}
-    if len(config.peers) > 1:
-        figures["agreement"] = agreement_curves(rows)
-    sheet = draw_mixing(config, splits)
-    if sheet is not None:
-        figures["mixing"] = sheet
+    agreement, mixing = agreement_curves(rows), draw_mixing(config, splits)
+    if agreement is not None:
+        figures["agreement"] = agreement
+    if mixing is not None:
+        figures["mixing"] = mixing
     if all("BC" not in network.layouts for network in networks):
         figures["attention"] = draw_attention(config, splits, networks)
     return figures
@@ -56,17 +56,13 @@ def draw_mixing(config: TrainConfig, splits: Splits) -> Figure | None:
     """
     mixer = build_mixer(config.mixing)
     order = batch_order(config, splits)
-    batch = next(
-        iter(train_batches(splits.train, order, config.dataset, seed=config.seed, epoch=0, replica=0))
-    )
+    batch = next(iter(train_batches(splits.train, order, config.dataset, seed=config.seed, epoch=0, replica=0)))
     count = min(4 * QUADRUPLES_SHOWN, len(batch.labels) // 4 * 4)
     if count == 0:
         return None
     height, width = batch.images.shape[-2:]
     plans = [
-        mixer.draw(
-            numpy_generator(config.seed, "figure", draw), rows=count, height=height, width=width, stages=(0,)
-        )
+        mixer.draw(numpy_generator(config.seed, "figure", draw), rows=count, height=height, width=width, stages=(0,))
         for draw in range(DRAWS)
     ]
     plan = max(plans, key=lambda p: (p.local is not None) + (p.glob is not None))
@@ -97,10 +93,10 @@ def draw_mixing(config: TrainConfig, splits: Splits) -> Figure | None:
 def draw_attention(config: TrainConfig, splits: Splits, networks: Sequence[StagedNetwork]) -> Figure:
     """Test images, evenly over the classes, with each peer's attention per stage."""
     labels = splits.test.labels
-    chosen = [
-        int((labels == c).nonzero()[0]) for c in range(len(splits.classes)) if bool((labels == c).any())
-    ][:IMAGES_SHOWN]
-    images = splits.test.images[chosen]
+    chosen = [int((labels == c).nonzero()[0]) for c in range(len(splits.classes)) if bool((labels == c).any())][
+        :IMAGES_SHOWN
+    ]
+    images = splits.test.take(torch.tensor(chosen))
     inputs = normalise(images, splits.mean, splits.std)
     attention, predictions, correct = [], [], []
     for network in networks:
@@ -119,10 +115,7 @@ def draw_attention(config: TrainConfig, splits: Splits, networks: Sequence[Stage
         confidence, predicted = probabilities.max(dim=1)
         attention.append([maps[k] for k in sorted(maps)])
         predictions.append(
-            [
-                f"{splits.classes[c]} {p:.2f}"
-                for c, p in zip(predicted.tolist(), confidence.tolist(), strict=True)
-            ]
+            [f"{splits.classes[c]} {p:.2f}" for c, p in zip(predicted.tolist(), confidence.tolist(), strict=True)]
         )
         correct.append((predicted == labels[chosen]).numpy())
     return attention_sheet(

@@ -3,9 +3,9 @@
 import torch
 
 from metamixer_ray.config import TrainConfig
-from metamixer_ray.data import BatchOrder, Splits
+from metamixer_ray.data import BatchOrder, Splits, wants_quadruples
 from metamixer_ray.distill import Layout
-from metamixer_ray.mixing import build_mixer
+from metamixer_ray.mixing import build_mixer, resolve_stages
 from metamixer_ray.networks import StagedNetwork, build_network
 from metamixer_ray.randomness import torch_seed
 
@@ -24,7 +24,8 @@ def build_peers(config: TrainConfig, splits: Splits) -> list[StagedNetwork]:
     Every rank builds all of them, so that all agree on the stages they have in common; only one is kept.
 
     Raises:
-        ConfigError: an unknown network or stage, or one that can't take these images.
+        ConfigError: an unknown network, one that can't take these images, or ``--mix-stages`` that the networks
+            don't have.
     """
     networks = []
     for peer, name in enumerate(config.peers):
@@ -33,10 +34,11 @@ def build_peers(config: TrainConfig, splits: Splits) -> list[StagedNetwork]:
             build_network(
                 name,
                 classes=len(splits.classes),
-                image_size=splits.train.images.shape[-1],
+                image_size=splits.train.image_size,
                 config=config.networks,
             )
         )
+    resolve_stages(config.mixing, min(len(network.stage_names) for network in networks))
     return networks
 
 
@@ -46,12 +48,10 @@ def batch_order(config: TrainConfig, splits: Splits) -> BatchOrder:
     Raises:
         ConfigError: a batch size that doesn't divide into quadruples and replicas, or a set of one class.
     """
-    sampler = config.dataset.sampler
-    organised = build_mixer(config.mixing).organised
     return BatchOrder(
-        splits.train.labels.numpy(),
+        splits.train.labels,
         batch_size=config.batch_size,
         replicas=config.placement.replicas,
-        quadruples=organised if sampler == "auto" else sampler == "quadruple",
+        quadruples=wants_quadruples(config.dataset, organised=build_mixer(config.mixing).organised),
         seed=config.seed,
     )

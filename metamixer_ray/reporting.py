@@ -53,8 +53,7 @@ def assemble_row(reports: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> 
     if first["test"] is not None:
         row["test"] = {
             "peers": [
-                {"name": name, **report["test"]["own"]}
-                for name, report in zip(peer_names(peers), leaders, strict=True)
+                {"name": name, **report["test"]["own"]} for name, report in zip(peer_names(peers), leaders, strict=True)
             ],
             **together("test"),
         }
@@ -115,9 +114,7 @@ class EpochReporter(ray.train.UserCallback):
         if self._journal is None or self._writer is None:
             folder = RunFolder(self.folder_uri)
             self._journal = Journal(folder.filesystem, folder.path("metrics.jsonl"))
-            self._writer = self.tracking.writer(
-                lambda text: self._tell({"event": "warning", "message": text})
-            )
+            self._writer = self.tracking.writer(lambda text: self._tell({"event": "warning", "message": text}))
         row = assemble_row(metrics, self.peers)
         self._journal.append(row)
         self._tell({"event": "epoch", "row": row})
@@ -135,9 +132,7 @@ class EpochReporter(ray.train.UserCallback):
                 raise cause
         told = "; ".join(sorted({f"{type(c).__name__}: {first_line(c)}" for c in causes}))
         if self._failures >= HOPELESS:
-            raise RuntimeError(
-                f"the workers failed {HOPELESS} times in a row without any progress; last: {told}"
-            )
+            raise RuntimeError(f"the workers failed {HOPELESS} times in a row without any progress; last: {told}")
         self._tell({"event": "failure", "message": told})
 
 

@@ -1,5 +1,6 @@
 """The main job: ``python -m metamixer_ray.train``. Peers learn together; what they gained is told, drawn and kept."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -10,9 +11,10 @@ from typing import Any
 
 from metamixer_ray.cli import parse, run_command
 from metamixer_ray.config import TrainConfig, flatten
-from metamixer_ray.data import Splits, load_splits
+from metamixer_ray.data import Splits, load_splits, wants_quadruples
 from metamixer_ray.fitting import fit
 from metamixer_ray.keeping import Keeper, plan_tracking
+from metamixer_ray.mixing import build_mixer
 from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.placement import WorkerResources, connect, worker_resources
 from metamixer_ray.preparation import batch_order, build_peers
@@ -35,7 +37,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     console = console or Console(config.run.verbose)
     config = with_absolute_paths(config)
     config.check()
-    splits = load_splits(config.dataset)
+    splits = load_splits(config.dataset, processes=os.cpu_count() or 1)
     networks = build_peers(config, splits)
     steps = batch_order(config, splits).steps_per_epoch
     connect(config.placement, verbose=config.run.verbose)
@@ -78,14 +80,11 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
 
 def alone(config: TrainConfig) -> TrainConfig:
     """The same networks without mixing and without exchange: same initial weights, same batches."""
-    organised = config.mixing.mixer == "metamixer" and config.mixing.pairing != "free"
-    sampler = config.dataset.sampler
-    if sampler == "auto":
-        sampler = "quadruple" if organised else "shuffle"
+    quadruples = wants_quadruples(config.dataset, organised=build_mixer(config.mixing).organised)
     return replace(
         config,
         baseline=False,
-        dataset=replace(config.dataset, sampler=sampler),
+        dataset=replace(config.dataset, sampler="quadruple" if quadruples else "shuffle"),
         mixing=replace(config.mixing, mixer="none"),
         distillation=replace(config.distillation, distiller="none", statistics="none", statistics_weight=0.0),
     )
@@ -124,7 +123,7 @@ def announce(
     """What the person is told before the first step."""
     mixing, distillation = config.mixing, config.distillation
     mixer = mixing.mixer + (f" ({mixing.pairing})" if mixing.mixer == "metamixer" else "")
-    distiller = distillation.distiller
+    distiller: str = distillation.distiller
     if distiller != "none":
         distiller += f", weight {distillation.kd_weight:g}, T={distillation.temperature:g}"
     workers = f"{config.workers} worker{'s' * (config.workers > 1)}"

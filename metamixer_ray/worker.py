@@ -209,9 +209,7 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> None:
     session.report(report, checkpoint_writer(peer, progress), f"checkpoint-epoch{epoch + 1:04d}")
 
 
-def learn(
-    peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wish_checkpoint: bool
-) -> ControlSum:
+def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wish_checkpoint: bool) -> ControlSum:
     """One step: mix, look, say, hear, learn. Returns the flags that all peers and replicas share."""
     config, mesh, device = peer.config, peer.mesh, peer.device
     now = epoch + batch.step / peer.order.steps_per_epoch
@@ -243,12 +241,13 @@ def learn(
     with autocast(peer.precision, device):
         logits = peer.forward(images, taps)
     cross_entropy = F.cross_entropy(logits.float(), targets)
-    statistics = feature_statistics(
-        [features[stage] for stage in sorted(features)],
-        config.distillation.statistics,
-        grid=config.distillation.statistics_grid,
-        layout=READ_AS[peer.network.layouts[-1]],
-    )
+    with torch.set_grad_enabled(config.distillation.statistics_weight > 0):
+        statistics = feature_statistics(
+            [features[stage] for stage in sorted(features)],
+            config.distillation.statistics,
+            grid=config.distillation.statistics_grid,
+            layout=[READ_AS[peer.network.layouts[stage - 1]] for stage in sorted(features)],
+        )
 
     # What the others say of them: one collective.
     heard = peer.exchange.start(
@@ -317,10 +316,17 @@ def share_flags(control: ControlSum, mesh: PeerMesh, device: torch.device) -> Co
     """The flags of all peers over all replicas too, so that replicas of one peer act alike."""
     if mesh.replica_group is None:
         return control
-    flags = torch.tensor([control.nonfinite, control.wish_checkpoint, control.wish_stop], device=device)
-    dist.all_reduce(flags, group=mesh.replica_group)
-    nonfinite, wish_checkpoint, wish_stop = (int(flag) for flag in flags.tolist())
-    return replace(control, nonfinite=nonfinite, wish_checkpoint=wish_checkpoint, wish_stop=wish_stop)
+    culprit = -1 if control.culprit is None else control.culprit
+    flags = torch.tensor([control.nonfinite, culprit, control.wish_checkpoint, control.wish_stop], device=device)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=mesh.replica_group)
+    nonfinite, culprit, wish_checkpoint, wish_stop = (int(flag) for flag in flags.tolist())
+    return replace(
+        control,
+        nonfinite=nonfinite,
+        culprit=None if culprit < 0 else culprit,
+        wish_checkpoint=wish_checkpoint,
+        wish_stop=wish_stop,
+    )
 
 
 def diverged(steps: int, culprit: int | None, peers: Sequence[str]) -> Diverged:
@@ -350,9 +356,7 @@ def evaluate_epoch(peer: Peer, epoch: int) -> tuple[Evaluation | None, Evaluatio
     def score(images: ImageSet) -> Evaluation:
         return evaluate(
             peer.network,
-            eval_batches(
-                images, batch_size=EVALUATION_BATCH, replica=peer.mesh.replica, replicas=peer.mesh.replicas
-            ),
+            eval_batches(images, batch_size=EVALUATION_BATCH, replica=peer.mesh.replica, replicas=peer.mesh.replicas),
             mesh=peer.mesh,
             mean=peer.splits.mean,
             std=peer.splits.std,

@@ -33,9 +33,7 @@ class MappedSplit:
     facts: dict[str, Any]
 
 
-def write_arrow(
-    target: Path, raw: Path, shape: tuple[int, int, int], labels: NDArray[np.int64], facts: Any
-) -> None:
+def write_arrow(target: Path, raw: Path, shape: tuple[int, int, int], labels: NDArray[np.int64], facts: Any) -> None:
     """Turn ``raw``, the images' bytes one after another, into the Arrow file ``target``; durable when it
     returns.
 
@@ -43,9 +41,7 @@ def write_arrow(
     """
     width = int(np.prod(shape))
     with pa.memory_map(str(raw)) as source:
-        images = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(width), len(labels), [None, source.read_buffer()]
-        )
+        images = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(labels), [None, source.read_buffer()])
         metadata = {_KEY: json.dumps({**facts, "shape": [len(labels), *shape]}).encode()}
         schema = pa.schema([("image", pa.binary(width)), ("label", pa.int64())], metadata=metadata)
         batch = pa.record_batch([images, pa.array(labels)], schema=schema)

@@ -82,9 +82,7 @@ def draw(augment: Augment, *, size: int, rows: int, seed: int, epoch: int, step:
     auto."""
     rng = numpy_generator(seed, "augment", epoch, step)
     still = np.zeros(rows, dtype=np.int64)
-    offsets = (
-        rng.integers(0, 2 * padding(size) + 1, (2, rows)) if augment != "none" else np.stack([still, still])
-    )
+    offsets = rng.integers(0, 2 * padding(size) + 1, (2, rows)) if augment != "none" else np.stack([still, still])
     mirrored = rng.random(rows) < 0.5 if augment not in ("none", "crop") else still.astype(np.bool_)
     count = {"trivial": 1, "rand": RAND_OPERATIONS}.get(augment, 0)
     operations = rng.integers(0, len(OPERATIONS), (rows, count))
@@ -111,7 +109,7 @@ def apply(images: Tensor, draws: Draws, augment: Augment) -> Tensor:
     images = crop_and_flip(images, draws)
     if draws.operations.shape[1] == 0:
         return images
-    strengths = _TRIVIAL if augment == "trivial" else _RAND
+    strengths = STRENGTHS[augment]
     # One image at a time: each has its own operation, and a kernel on one image rounds the same in any slice.
     for row, image in enumerate(images):
         for chosen, bin_, sign in zip(draws.operations[row], draws.bins[row], draws.signs[row], strict=True):
@@ -169,8 +167,8 @@ def _rand_strength(name: str, bin_: int, size: int) -> float:
             return 0.9 * share
 
 
-_TRIVIAL = _trivial_strength
-_RAND = _rand_strength
+STRENGTHS = {"trivial": _trivial_strength, "rand": _rand_strength}
+"""(operation, bin, image size) -> strength, unsigned."""
 
 
 def operate(image: Tensor, name: str, strength: float) -> Tensor:

@@ -32,11 +32,7 @@ OnBadImage = Literal["error", "skip"]
 
 def cache_folder(cache_dir: str | None) -> Path:
     """The folder for prepared images: ``cache_dir``, else $METAMIXER_CACHE, else ~/.cache/metamixer_ray."""
-    return (
-        Path(cache_dir or os.environ.get("METAMIXER_CACHE") or "~/.cache/metamixer_ray")
-        .expanduser()
-        .absolute()
-    )
+    return Path(cache_dir or os.environ.get("METAMIXER_CACHE") or "~/.cache/metamixer_ray").expanduser().absolute()
 
 
 def fingerprint(*facts: Any) -> str:
@@ -126,9 +122,7 @@ def _decode(
         left.unlink(missing_ok=True)
     part = source.open(split)
     if part.rows == 0:
-        raise DataError(
-            f"{part.where}: the {split} part holds no images; check what --data and --test-data name"
-        )
+        raise DataError(f"{part.where}: the {split} part holds no images; check what --data and --test-data name")
     if classes is not None and part.classes is not None and part.classes != classes:
         raise DataError(
             f"{part.where}: its class names differ from the training part's "
@@ -166,9 +160,7 @@ def _difference(names: tuple[str, ...], classes: tuple[str, ...]) -> str:
 class _Gathered:
     """Checks the rows of one split as they come and sums up what the metadata says of them."""
 
-    def __init__(
-        self, split: Split, part: Part, classes: tuple[str, ...] | None, on_bad_image: OnBadImage
-    ) -> None:
+    def __init__(self, split: Split, part: Part, classes: tuple[str, ...] | None, on_bad_image: OnBadImage) -> None:
         self.split = split
         self.part = part
         self.classes = classes
@@ -214,11 +206,7 @@ class _Gathered:
         if isinstance(label, bool) or not isinstance(label, int | np.integer):
             return f"the label is {label!r}, not an integer"
         if label < 0:
-            hint = (
-                ""
-                if self.labels or self.split == "train"
-                else "; if no label here is, give --test-data with labels"
-            )
+            hint = "" if self.labels or self.split == "train" else "; if no label here is, give --test-data with labels"
             return f"the label is {label}, which isn't a class number from 0{hint}"
         if self.classes is not None and label >= len(self.classes):
             return f"the label is {label}, but the classes are 0 to {len(self.classes) - 1}"
@@ -227,8 +215,7 @@ class _Gathered:
     def _bad(self, place: str, problem: str) -> None:
         if not self.skip:
             raise DataError(
-                f"{place}: {problem}. Mend or remove it, or give --on-bad-image skip to leave out what "
-                "cannot be used"
+                f"{place}: {problem}. Mend or remove it, or give --on-bad-image skip to leave out what cannot be used"
             )
         self.skipped += 1
         if len(self.problems) < REPORTED:

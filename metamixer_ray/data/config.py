@@ -76,13 +76,10 @@ class DataConfig:
             raise ConfigError(f"--image-size {self.image_size}: images need at least 4 pixels a side")
         if not 0 <= self.validation_fraction < 1:
             raise ConfigError(
-                f"--validation-fraction {self.validation_fraction}: give a share from 0 (none) to below 1, "
-                "like 0.1"
+                f"--validation-fraction {self.validation_fraction}: give a share from 0 (none) to below 1, like 0.1"
             )
         if self.train_limit is not None and self.train_limit < 1:
-            raise ConfigError(
-                f"--train-limit {self.train_limit}: give a positive number of images, or leave it out"
-            )
+            raise ConfigError(f"--train-limit {self.train_limit}: give a positive number of images, or leave it out")
         if self.split_seed < 0:
             raise ConfigError(f"--split-seed {self.split_seed}: give 0 or a positive integer")
         if self.loader_processes < 0:

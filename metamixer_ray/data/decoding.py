@@ -84,9 +84,7 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-        raise ValueError(
-            f"an array must be uint8 [H, W], [H, W, 1] or [H, W, 3], not {array.dtype} {array.shape}"
-        )
+        raise ValueError(f"an array must be uint8 [H, W], [H, W, 1] or [H, W, 3], not {array.dtype} {array.shape}")
     return Image.fromarray(np.ascontiguousarray(array))
 
 

@@ -25,9 +25,7 @@ class ImageSet:
         labels: int64 [N].
     """
 
-    def __init__(
-        self, images: Tensor, labels: Tensor, rows: Tensor | None = None, *, file: Path | None = None
-    ) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor | None = None, *, file: Path | None = None) -> None:
         """
         Args:
             images: uint8 [M, 3, H, W].
@@ -82,7 +80,5 @@ def _reopen(file: str, labels: Tensor, rows: Tensor | None) -> ImageSet:
     try:
         images = map_arrow(Path(file)).images
     except OSError as error:
-        raise DataError(
-            f"{file}: the prepared images are gone ({error}); start again to decode them anew"
-        ) from error
+        raise DataError(f"{file}: the prepared images are gone ({error}); start again to decode them anew") from error
     return ImageSet(images, labels, rows, file=Path(file))

@@ -101,9 +101,7 @@ def train_batches(
         ValueError: the order was made for another number of images.
     """
     if not 0 <= replica < order.replicas:
-        raise ConfigError(
-            f"replica {replica} of {order.replicas}: --replicas and the number of workers disagree"
-        )
+        raise ConfigError(f"replica {replica} of {order.replicas}: --replicas and the number of workers disagree")
     if len(order.labels) != len(images):
         raise ValueError(f"the order is for {len(order.labels)} images, but the set has {len(images)}")
     augment = cast(Augment, automatic_augment(config.data)) if config.augment == "auto" else config.augment
@@ -127,8 +125,8 @@ def eval_batches(images: ImageSet, *, batch_size: int, replica: int, replicas: i
     ...
 
     Every image comes once over all replicas; nothing is repeated or dropped. The last batch may be smaller.
-    All replicas have the same number of batches (a set with fewer images than replicas aside), so that
-    collectives in an evaluation loop stay in step.
+    All replicas have the same number of batches, so that collectives in an evaluation loop stay in step,
+    except when ``batch_size`` is 1 or there are fewer images than replicas.
 
     Args:
         batch_size: rows per replica and step.

@@ -97,9 +97,7 @@ class BatchOrder:
         """The ``steps_per_epoch`` global batches of ``epoch``: positions in the training set, int64 [b]
         each."""
         rng = numpy_generator(self.seed, "order", epoch)
-        units = (
-            _quadruples(self.labels, rng) if self.quadruples else rng.permutation(len(self.labels))[:, None]
-        )
+        units = _quadruples(self.labels, rng) if self.quadruples else rng.permutation(len(self.labels))[:, None]
         missing = self._units - len(units)
         if missing:
             repeated = rng.choice(len(units), missing, replace=missing > len(units))
@@ -198,9 +196,7 @@ def _separate(left: Ints, classes: Ints, right: Ints, rng: np.random.Generator) 
         right[stuck], right[free] = right[free], right[stuck]
 
 
-def _without(
-    number: int, left: Ints, classes: Ints, right: Ints, wanted: int, rng: np.random.Generator
-) -> Ints:
+def _without(number: int, left: Ints, classes: Ints, right: Ints, wanted: int, rng: np.random.Generator) -> Ints:
     """``wanted`` random pairs without class ``number``, distinct; looks at a few first, at all only if need
     be."""
     tried = np.unique(rng.integers(0, len(left), 4 * wanted + 16))

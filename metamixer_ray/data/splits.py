@@ -64,9 +64,7 @@ def load_splits(config: DataConfig, *, processes: int = 1) -> Splits:
     size = config.image_size or source.image_size
     columns = [config.image_column, config.label_column]
     key = fingerprint(FORMAT_VERSION, source.identity, size, columns, config.on_bad_image)
-    train, test = prepare(
-        source, folder, key=key, size=size, on_bad_image=config.on_bad_image, processes=processes
-    )
+    train, test = prepare(source, folder, key=key, size=size, on_bad_image=config.on_bad_image, processes=processes)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(
             f"--data {config.data}: training images have {train.images.shape[-1]} pixels a side, test images "
@@ -76,8 +74,7 @@ def load_splits(config: DataConfig, *, processes: int = 1) -> Splits:
     labels = train.labels.numpy()
     if len(np.unique(labels)) < 2:
         raise DataError(
-            f"--data {config.data}: the training part holds images of one class only; there is nothing to "
-            "tell apart"
+            f"--data {config.data}: the training part holds images of one class only; there is nothing to tell apart"
         )
     train_rows, validation_rows = _select(labels, config)
     whole = _image_set(train)
@@ -105,9 +102,7 @@ def _image_set(split: MappedSplit) -> ImageSet:
     return ImageSet(split.images, split.labels, file=split.path)
 
 
-def _select(
-    labels: NDArray[np.int64], config: DataConfig
-) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+def _select(labels: NDArray[np.int64], config: DataConfig) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
     """Rows for training and validation, ascending; None for all, and for none."""
     free = np.ones(len(labels), dtype=np.bool_)
     validation_rows = None

@@ -86,7 +86,7 @@ def similarity_matrix(features: Tensor, layout: Layout = "auto") -> Tensor:
 
 
 def feature_statistics(
-    features: Sequence[Tensor], kind: StatisticsKind, *, grid: int, layout: Layout = "auto"
+    features: Sequence[Tensor], kind: StatisticsKind, *, grid: int, layout: Layout | Sequence[Layout] = "auto"
 ) -> dict[str, Tensor]:
     """The statistics of one peer's stages, with their graph: names '<kind>/<place>' by place in ``features``.
 
@@ -94,15 +94,18 @@ def feature_statistics(
         features: per stage that is compared, what flows out of it. Peers must give equally many.
         kind: which statistic; 'none' gives an empty dict.
         grid: cells per side of attention maps.
-        layout: see ``Layout``; one for all stages.
+        layout: see ``Layout``; one for all stages, or one each.
 
     Returns:
         float32 [B, grid * grid] (attention) or [B, B] (similarity) per stage.
     """
+    layouts = [layout] * len(features) if isinstance(layout, str) else layout
     if kind == "attention":
-        return {f"{kind}/{i}": attention_map(stage, grid, layout) for i, stage in enumerate(features)}
+        maps = (attention_map(stage, grid, how) for stage, how in zip(features, layouts, strict=True))
+        return {f"{kind}/{i}": statistic for i, statistic in enumerate(maps)}
     if kind == "similarity":
-        return {f"{kind}/{i}": similarity_matrix(stage, layout) for i, stage in enumerate(features)}
+        matrices = (similarity_matrix(stage, how) for stage, how in zip(features, layouts, strict=True))
+        return {f"{kind}/{i}": statistic for i, statistic in enumerate(matrices)}
     return {}
 
 

@@ -68,9 +68,9 @@ class Console:
             ("method", f"{summary.mixer}; {summary.distiller}"),
             (
                 "training",
-                f"{summary.epochs} epochs x {summary.steps_per_epoch} steps, batch {summary.batch_size}",
+                f"{summary.epochs} epochs x {summary.steps_per_epoch} steps of {summary.batch_size} images; "
+                f"{summary.placement}",
             ),
-            ("workers", summary.placement),
             ("folder", summary.run_folder),
         ]
         self._say(summary.name, style="bold")
@@ -80,7 +80,7 @@ class Console:
     def epoch(self, row: Row) -> None:
         """One line for an epoch, and the bar moves on."""
         if self._columns is None:
-            self._columns = _Columns(peer_names([row]), self._width)
+            self._columns = _Columns(peer_names([row]), self._epochs, self._width)
             self._say("")
             self._say(self._columns.header(), style="bold")
         seconds = number(row, "seconds")
@@ -88,7 +88,7 @@ class Console:
             self._recent = [*self._recent[-4:], seconds]
         left = (mean(self._recent) or 0.0) * max(self._epochs - int(row["epoch"]), 0)
         self._start_bar()
-        self._say(self._columns.line(row, self._epochs, left))
+        self._say(self._columns.line(row, left))
         if self._verbose:
             self._say(f"{'':8}{_details(row)}", style="dim")
         if self._progress is not None and self._task is not None:
@@ -173,38 +173,39 @@ class Console:
 class _Columns:
     """The epoch lines' layout: a column per peer where they fit, else one column with their range."""
 
-    def __init__(self, names: Sequence[str], width: int) -> None:
+    def __init__(self, names: Sequence[str], epochs: int, width: int) -> None:
+        self._epochs = epochs
         self._each = True
         self._several = len(names) > 1
         # Below full names, peers are numbered: they stand in the order of the opening line.
         for titles in (list(names), [f"peer{i}" for i in range(len(names))], [f"peers 0-{len(names) - 1}"]):
             self._each = len(titles) == len(names)
-            body = [max(len(title), 7 if self._each else 13) for title in titles]
+            body = [max(len(title), 7 if self._each else 14) for title in titles]
             titles = [*titles, *(["ensemble"] if self._several else [])]
             self._titles = ["epoch", "loss", *titles, "images/s", "left"]
-            self._widths = [9, 7, *body, *([8] if self._several else []), 8, 8]
+            self._widths = [max(2 * len(str(epochs)) + 1, 5), 7, *body, *([8] if self._several else []), 8, 8]
             if len(self.header()) <= width:
                 break
 
     def header(self) -> str:
         return _aligned(self._titles, self._widths, first_left=False)
 
-    def line(self, row: Row, epochs: int, left: float) -> str:
+    def line(self, row: Row, left: float) -> str:
         tested = evaluated(row)
         key = "top1" if tested else "train_top1"
         values = [number(peer, key) for peer in row["peers"]]
         if self._each:
-            cells = [percent(value) for value in values]
+            cells = [_percent_sign(value) for value in values]
         else:
             known = [value for value in values if value is not None]
-            cells = [f"{percent(min(known))}-{percent(max(known))}" if known else "-"]
+            cells = [f"{percent(min(known))}-{_percent_sign(max(known))}" if known else "-"]
         if self._several:
-            cells.append(percent(number(row.get("ensemble"), "top1")) if tested else "")
+            cells.append(_percent_sign(number(row.get("ensemble"), "top1")) if tested else "")
         loss = mean([number(peer, "loss") for peer in row["peers"]])
         speed = number(row, "images_per_second")
         text = _aligned(
             [
-                f"{row['epoch']}/{epochs}" if epochs else str(row["epoch"]),
+                f"{row['epoch']}/{self._epochs}",
                 "-" if loss is None else f"{loss:.3f}",
                 *cells,
                 "-" if speed is None else f"{speed:,.0f}",
@@ -223,6 +224,10 @@ def duration(seconds: float) -> str:
     if hours >= 48:
         return f"{hours // 24}d {hours % 24:02d}h"
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def _percent_sign(value: float | None) -> str:
+    return "-" if value is None else f"{percent(value)}%"
 
 
 def _details(row: Row) -> str:

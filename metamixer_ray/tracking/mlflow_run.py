@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from metamixer_ray.tracking.naming import metric_values, parameter_values, tag_values
 from metamixer_ray.tracking.rows import Row
@@ -237,7 +236,7 @@ def make_store_folder(tracking_uri: str) -> None:
     match = re.fullmatch(r"sqlite:///([^?]+).*", tracking_uri)
     if match:
         with contextlib.suppress(FileExistsError):
-            Path(unquote(match[1])).parent.mkdir(parents=True, exist_ok=True)
+            Path(match[1]).parent.mkdir(parents=True, exist_ok=True)
 
 
 def _quoted(key: str) -> str:

@@ -136,9 +136,7 @@ class MlflowWriter:
         """Store a local folder at the run-relative path ``destination``; it must stay until `finish` ends."""
         self._queue(destination, folder)
 
-    def log_model(
-        self, folder: Path, name: str, *, step: int = 0, tags: Mapping[str, Any] | None = None
-    ) -> None:
+    def log_model(self, folder: Path, name: str, *, step: int = 0, tags: Mapping[str, Any] | None = None) -> None:
         """Store a folder that `export_network` wrote as a model of this run: ``runs:/<run_id>/<name>``."""
         self._queue(f"model {name}", ModelUpload(folder=folder, name=name, step=step, tags=tags or {}))
 
@@ -212,8 +210,8 @@ class MlflowWriter:
             if self._failures == 2 and not self._warned:
                 self._warned = True
                 self._warn(
-                    f"MLflow at {masked(self.tracking_uri)} can't be written to: {_reason(error)}. "
-                    "The training goes on; the run folder keeps its metrics; they are sent once that works again"
+                    f"MLflow at {masked(self.tracking_uri)} can't be written to: {_reason(error)}. The "
+                    "training goes on; the run folder keeps its metrics, MLflow gets them as soon as it can"
                 )
         _logger.debug("MLflow: %s", masked(str(error)))
 

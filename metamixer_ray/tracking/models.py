@@ -91,9 +91,7 @@ def export_network(
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *shape))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(classes)))]),
     )
-    description = Model(
-        metadata={"classes": list(classes), "mean": list(mean), "std": list(std), **(metadata or {})}
-    )
+    description = Model(metadata={"classes": list(classes), "mean": list(mean), "std": list(std), **(metadata or {})})
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -111,9 +109,7 @@ def export_network(
             exported = torch.export.load(folder / "data" / "model.pt2")
     except Exception as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise ModelExportError(
-            f"the network can't be exported with torch.export: {_first_line(error)}"
-        ) from error
+        raise ModelExportError(f"the network can't be exported with torch.export: {_first_line(error)}") from error
     if not _any_batch(exported):
         shutil.rmtree(folder, ignore_errors=True)
         raise ModelExportError(

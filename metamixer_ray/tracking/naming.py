@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,14 +13,12 @@ PARAMETER_LENGTH = 6000
 TAG_LENGTH = 8000
 """Characters that MLflow keeps of a tag's value."""
 
-_USERINFO = re.compile(r"(?<=://)(?:[^\s/?#@]*@|[^\s:/@]+:[^\s@]*@)")
+_USERINFO = re.compile(r"(?<=://)(?:[^\s:/@]+:\S*@|[^\s/?#]*@)")
 _QUERY_SECRET = re.compile(
     r"([?&;][^=&\s]*(?:token|password|passwd|pwd|secret|signature|sig|key|credential)[^=&\s]*=)[^&\s]+",
     re.IGNORECASE,
 )
-_OPTION_SECRET = re.compile(
-    r"((?:^|\s)--?[\w-]*(?:token|password|passwd|secret|api-key)[\w-]*[=\s])\S+", re.IGNORECASE
-)
+_OPTION_SECRET = re.compile(r"((?:^|\s)--?[\w-]*(?:token|password|passwd|secret|api-key)[\w-]*[=\s])\S+", re.IGNORECASE)
 _UNFIT_FOR_A_KEY = re.compile(r"[^\w\-. /:]")
 
 PEER_MEANS = ("top1", "top5", "nll", "ece", "loss", "train_top1")
@@ -88,3 +87,23 @@ def _key(name: str) -> str:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def run_place(tracking_uri: str, experiment: str, run_name: str, ids: tuple[str | None, str | None]) -> str:
+    """Where a person finds the run: a link where the store is a server, else the names of experiment and run.
+
+    Args:
+        tracking_uri: the store.
+        experiment, run_name: names.
+        ids: the experiment's and the run's, as far as they are known.
+    """
+    if tracking_uri.startswith(("http://", "https://")) and None not in ids:
+        return f"{masked(tracking_uri).rstrip('/')}/#/experiments/{ids[0]}/runs/{ids[1]}"
+    return f"experiment {experiment}, run {run_name}"
+
+
+def ui_command(tracking_uri: str) -> str | None:
+    """The shell line that opens the MLflow UI on a store without a server; None where a server shows it."""
+    if re.match(r"(sqlite|postgresql|mysql|mssql)[+\w]*://", tracking_uri) is None:
+        return None
+    return f"mlflow ui --backend-store-uri {shlex.quote(masked(tracking_uri))}"

@@ -98,9 +98,7 @@ def score_table(row: Row, alone: Sequence[float | None] | None = None) -> tuple[
     return header, lines
 
 
-def run_description(
-    summary: RunSummary, row: Row | None = None, alone: Sequence[float | None] | None = None
-) -> str:
+def run_description(summary: RunSummary, row: Row | None = None, alone: Sequence[float | None] | None = None) -> str:
     """The run's description in Markdown: what was trained, how, the scores, the command that repeats it."""
     peers = ", ".join(f"{peer.name} ({count(peer.parameters)} parameters)" for peer in summary.peers)
     text = [

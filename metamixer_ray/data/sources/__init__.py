@@ -44,9 +44,7 @@ def open_source(config: DataConfig, cache_dir: Path) -> Source:
     data = config.data
     if data in NAMED_SOURCES:
         if config.test_data is not None:
-            raise ConfigError(
-                f"--test-data {config.test_data}: {data} has its own test part; leave --test-data out"
-            )
+            raise ConfigError(f"--test-data {config.test_data}: {data} has its own test part; leave --test-data out")
         return NAMED_SOURCES[data](config, cache_dir)
     if config.data_root is not None:
         raise ConfigError(
@@ -58,9 +56,7 @@ def open_source(config: DataConfig, cache_dir: Path) -> Source:
     if not is_uri(data) and path.is_dir() and not _holds_parquet(path):
         test = Path(config.test_data).expanduser() if config.test_data is not None else None
         if test is not None and not test.is_dir():
-            raise ConfigError(
-                f"--test-data {config.test_data}: no such folder; --data is a tree of class folders"
-            )
+            raise ConfigError(f"--test-data {config.test_data}: no such folder; --data is a tree of class folders")
         return open_folder(path, test_folder=test)
     if is_uri(data) or path.exists() or re.search(r"[*?\[]", data):
         return open_parquet(

@@ -57,12 +57,8 @@ class Source:
     """Side in pixels used when --image-size isn't given; None keeps the images' own."""
 
 
-def array_chunks(
-    images: Sequence[Any] | NDArray[np.uint8], labels: Sequence[Any], where: str
-) -> Iterator[Chunk]:
+def array_chunks(images: Sequence[Any] | NDArray[np.uint8], labels: Sequence[Any], where: str) -> Iterator[Chunk]:
     """Chunks of images that are in memory already; ``where`` names them, followed by the index."""
     for start in range(0, len(images), CHUNK_ROWS):
         rows = range(start, min(start + CHUNK_ROWS, len(images)))
-        yield Chunk(
-            [images[i] for i in rows], [labels[i] for i in rows], [f"{where}, image {i}" for i in rows]
-        )
+        yield Chunk([images[i] for i in rows], [labels[i] for i in rows], [f"{where}, image {i}" for i in rows])

@@ -28,8 +28,7 @@ def open_folder(folder: Path, *, test_folder: Path | None) -> Source:
     if not train_root.is_dir():
         if test_folder is None or not _class_names(folder):
             raise ConfigError(
-                f"--data {folder}: neither Parquet files nor a train/ folder with one folder per class are "
-                "in there"
+                f"--data {folder}: neither Parquet files nor a train/ folder with one folder per class are in there"
             )
         train_root = folder
     test_root = test_folder or _test_root(folder)
@@ -63,9 +62,7 @@ def _test_root(folder: Path) -> Path | None:
 def _class_names(root: Path) -> list[str]:
     if not root.is_dir():
         return []
-    return sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _list(root: Path, classes: tuple[str, ...]) -> list[tuple[str, int]]:
@@ -100,8 +97,7 @@ def _check_classes(split: Split, root: Path, classes: tuple[str, ...], listed: l
     empty = [name for number, name in enumerate(classes) if number not in filled]
     if split == "train" and listed and empty:
         raise DataError(
-            f"{root / empty[0]}: the class folder holds no images ({', '.join(EXTENSIONS)}); fill it or "
-            "remove it"
+            f"{root / empty[0]}: the class folder holds no images ({', '.join(EXTENSIONS)}); fill it or remove it"
         )
 
 

@@ -33,9 +33,7 @@ def open_function(reference: str) -> Source:
     try:
         returned = function()
     except Exception as error:
-        raise DataError(
-            f"--data {reference}: the function failed with {type(error).__name__}: {error}"
-        ) from error
+        raise DataError(f"--data {reference}: the function failed with {type(error).__name__}: {error}") from error
     if not isinstance(returned, tuple | list) or len(returned) != 4:
         kind = f"{len(returned)} values" if isinstance(returned, tuple | list) else type(returned).__name__
         raise DataError(f"--data {reference}: the function returned {kind}; {RETURNS}")
@@ -62,9 +60,7 @@ def _find(reference: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise DataError(
-                f"--data {reference}: {module_name} needs a module that is missing: {error}"
-            ) from error
+            raise DataError(f"--data {reference}: {module_name} needs a module that is missing: {error}") from error
         raise ConfigError(
             f"--data {reference}: there is no module {error.name} in {here} or among the installed packages"
         ) from error
@@ -76,9 +72,7 @@ def _find(reference: str) -> Any:
         sys.path.remove(here)
     function = getattr(module, name, None)
     if not callable(function):
-        raise ConfigError(
-            f"--data {reference}: module {module_name} ({module.__file__}) has no function {name}"
-        )
+        raise ConfigError(f"--data {reference}: module {module_name} ({module.__file__}) has no function {name}")
     return function
 
 
@@ -97,8 +91,7 @@ def _check(reference: str, split: str, images: Any, labels: Any) -> None:
     values = np.asarray(labels)
     if values.ndim != 1 or len(values) != len(images):
         raise DataError(
-            f"--data {reference}: {len(images)} {split} images but labels of shape {list(values.shape)}; "
-            f"{RETURNS}"
+            f"--data {reference}: {len(images)} {split} images but labels of shape {list(values.shape)}; {RETURNS}"
         )
 
 

@@ -1,6 +1,7 @@
 """Finding Parquet files: in local folders, globs and ``pyarrow.fs`` URIs, and telling training from test
 files."""
 
+import os
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -61,9 +62,7 @@ def find_parquet(location: str, *, flag: str) -> list[RemoteFile]:
             path = fixed.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
             info = filesystem.get_file_info(path)
         if info.type.name == "NotFound":
-            raise (DataError if remote else ConfigError)(
-                f"{flag} {location}: there is no such file or folder"
-            )
+            raise (DataError if remote else ConfigError)(f"{flag} {location}: there is no such file or folder")
         if info.type.name == "File":
             entries = [info]
         else:
@@ -80,24 +79,16 @@ def find_parquet(location: str, *, flag: str) -> list[RemoteFile]:
     prefix = location.split("://", 1)[0] + "://" if remote else ""
     files = []
     for entry in entries:
-        inner = (
-            PurePosixPath(entry.path).name
-            if entry.path == path
-            else entry.path.removeprefix(path).lstrip("/")
-        )
+        inner = PurePosixPath(entry.path).name if entry.path == path else entry.path.removeprefix(path).lstrip("/")
         if entry.path != path and not entry.path.lower().endswith(SUFFIXES):
             continue
         if any(part.startswith(".") for part in PurePosixPath(inner).parts):
             continue
         if pattern is not None and not _matches(entry.path, pattern):
             continue
-        files.append(
-            RemoteFile(filesystem, entry.path, prefix + entry.path, inner, entry.size or 0, entry.mtime_ns)
-        )
+        files.append(RemoteFile(filesystem, entry.path, prefix + entry.path, inner, entry.size or 0, entry.mtime_ns))
     if not files:
-        raise (DataError if remote else ConfigError)(
-            f"{flag} {location}: no Parquet file (*.parquet) is there"
-        )
+        raise (DataError if remote else ConfigError)(f"{flag} {location}: no Parquet file (*.parquet) is there")
     return sorted(files, key=lambda file: file.path)
 
 
@@ -105,7 +96,7 @@ def _connect(location: str) -> tuple[Any, str]:
     from pyarrow import fs
 
     if not is_uri(location):
-        return fs.LocalFileSystem(), Path(location).expanduser().absolute().as_posix()
+        return fs.LocalFileSystem(), Path(os.path.abspath(Path(location).expanduser())).as_posix()
     if location.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in location:
         # Arrow's own limit is a quarter of an hour of silence before a wrong bucket or a missing network is
         # reported.

@@ -11,9 +11,7 @@ from metamixer_ray.data.sources.locations import RemoteFile, train_and_test
 from metamixer_ray.errors import ConfigError, DataError
 
 
-def open_parquet(
-    data: str, *, test_data: str | None, image_column: str | None, label_column: str | None
-) -> Source:
+def open_parquet(data: str, *, test_data: str | None, image_column: str | None, label_column: str | None) -> Source:
     """Images and labels of Parquet files, as the Hugging Face Hub serves them.
 
     Args:
@@ -58,18 +56,14 @@ def _open(files: list[RemoteFile], image_column: str | None, label_column: str |
                 f"{columns[1]}; give --image-column and --label-column, or only files of one data set"
             )
         if columns is not None and names != classes:
-            raise DataError(
-                f"{file.shown}: its class names differ from {files[0].shown}'s; give files of one data set"
-            )
+            raise DataError(f"{file.shown}: its class names differ from {files[0].shown}'s; give files of one data set")
         columns, classes, rows = (image, label), names, rows + count
     assert columns is not None, "train_and_test never returns an empty list"
     where = files[0].shown if len(files) == 1 else f"{files[0].shown} and {len(files) - 1} more"
     return Part(_chunks(files, *columns), rows=rows, where=where, classes=classes)
 
 
-def find_columns(
-    schema: Any, shown: str, image_column: str | None, label_column: str | None
-) -> tuple[str, str]:
+def find_columns(schema: Any, shown: str, image_column: str | None, label_column: str | None) -> tuple[str, str]:
     """The names of the image and the label column of an Arrow ``schema``.
 
     Raises:
@@ -115,9 +109,7 @@ def _only(candidates: list[str], shown: str, what: str, flag: str, kind: str, li
             f"{shown} has {len(candidates)} columns that could hold the {what}s: {', '.join(candidates)}. "
             f"Choose one by {flag}, like {flag} {candidates[0]}"
         )
-    raise DataError(
-        f"{shown} has no {what} column (of type {kind}); its columns are {listed}. Name one by {flag}"
-    )
+    raise DataError(f"{shown} has no {what} column (of type {kind}); its columns are {listed}. Name one by {flag}")
 
 
 def _is_image(kind: Any) -> bool:
@@ -173,7 +165,8 @@ def class_names(metadata: dict[bytes, bytes] | None, label_column: str) -> tuple
 def _parquet_file(file: RemoteFile) -> Any:
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(file.filesystem.open_input_file(file.path), pre_buffer=True)
+    # Without pre_buffer, which would hold all of the file's columns: one read per column and row group is enough.
+    return pq.ParquetFile(file.filesystem.open_input_file(file.path))
 
 
 class _reading:  # noqa: N801 - reads as a word in the with statement
@@ -191,8 +184,7 @@ class _reading:  # noqa: N801 - reads as a word in the with statement
             return
         reason = "it is empty (0 bytes)" if self.file.size == 0 else " ".join(str(error).split())[:300]
         raise DataError(
-            f"{self.file.shown}: not a whole Parquet file or not readable: {reason}. Fetch or write the "
-            "file again"
+            f"{self.file.shown}: not a whole Parquet file or not readable: {reason}. Fetch or write the file again"
         ) from error
 
 

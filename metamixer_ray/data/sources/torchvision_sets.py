@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metamixer_ray.data.sources.base import Part, Source, Split, array_chunks
 from metamixer_ray.errors import DataError
@@ -87,27 +88,34 @@ def open_torchvision(name: str, *, data_root: str | None, cache_dir: Path) -> So
         try:
             loaded = entry.load(str(root), split, data_root is None)
         except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
             if data_root is not None:
-                message = (
-                    f"--data-root {data_root}: {name} is incomplete or damaged there ({error}); "
-                    "unpack it again"
-                )
+                message = f"--data-root {data_root}: {name} is incomplete or damaged there ({reason}); unpack it again"
             else:
                 message = (
-                    f"{name} could not be downloaded ({error}). If there is no network here, put it in a "
+                    f"{name} could not be downloaded ({reason}). If there is no network here, put it in a "
                     f"folder ({' and '.join(entry.layout)}, as torchvision unpacks them) and give "
                     "--data-root FOLDER"
                 )
             raise DataError(message) from error
-        images = np.asarray(loaded.data)
-        if images.ndim == 4 and images.shape[1] == 3:  # SVHN and STL-10 keep channels first
-            images = images.transpose(0, 2, 3, 1)
-        labels = np.asarray(loaded.targets if hasattr(loaded, "targets") else loaded.labels).tolist()
-        classes = tuple(getattr(loaded, "classes", None) or (str(number) for number in range(10)))
+        images, labels, classes = unpack(loaded)
         where = f"{name} ({split})"
         return Part(array_chunks(images, labels, where), rows=len(images), where=where, classes=classes)
 
     return Source(name=name, identity=identity, open=open_part)
+
+
+def unpack(loaded: Any) -> tuple[NDArray[np.uint8], list[int], tuple[str, ...]]:
+    """Images uint8 [N, H, W, 3] or [N, H, W], labels and class names of a torchvision set, whose kinds differ.
+
+    SVHN and STL-10 keep channels first and call labels ``labels``; SVHN has no class names.
+    """
+    images = np.asarray(loaded.data)
+    if images.ndim == 4 and images.shape[1] == 3:
+        images = images.transpose(0, 2, 3, 1)
+    labels = np.asarray(loaded.targets if hasattr(loaded, "targets") else loaded.labels).tolist()
+    classes = getattr(loaded, "classes", None) or [str(number) for number in range(max(labels) + 1)]
+    return images, labels, tuple(classes)
 
 
 def _files(path: Path) -> list[Path]:

@@ -77,7 +77,7 @@ def attention_sheet(
                 whole = _spanning(area, grid[row, column : column + len(maps)], len(maps))
                 right = bool(correct[peer][row])
                 mark, colour = ("✓", RIGHT_COLOUR) if right else ("✗", WRONG_COLOUR)
-                _under(whole, f"{mark} {clipped(predictions[peer][row], 16 * len(maps) - 2)}", colour)
+                _under(whole, f"{mark} {clipped(predictions[peer][row], 15 * len(maps) + 3)}", colour)
                 if row == 0:
                     name = clipped(names[peer], 13 * len(maps))
                     whole.set_title(name, fontsize=10, fontweight="bold", color=colour_of(peer), pad=15)
@@ -108,7 +108,7 @@ def overlay(axes: Axes, image: np.ndarray, attention: np.ndarray) -> None:
 
 
 def _spanning(area: Any, cells: Any, stages: int) -> Axes:
-    """Invisible axes over the maps of one peer, as high as they are: it carries what belongs to all of them."""
+    """Invisible axes over the maps of one peer, as high as they are, for what belongs to all of them."""
     axes: Axes = area.add_subplot(cells)
     axes.set_axis_off()
     axes.set_box_aspect(1 / (stages + 0.06 * (stages - 1)))
@@ -116,5 +116,5 @@ def _spanning(area: Any, cells: Any, stages: int) -> Axes:
 
 
 def _under(axes: Axes, text: str, colour: str) -> None:
-    where = {"transform": axes.transAxes, "ha": "center", "va": "top"}
-    axes.text(0.5, -0.05, text, fontsize=8.5, color=colour, **where)
+    at = axes.transAxes
+    axes.text(0.5, -0.05, text, transform=at, ha="center", va="top", fontsize=8.5, color=colour)

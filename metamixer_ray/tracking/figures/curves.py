@@ -54,9 +54,7 @@ def learning_curves(rows: Sequence[Row], baseline_rows: Sequence[Row] | None = N
     together = _points(rows, [number(row.get("ensemble"), "top1") for row in rows], 100)
     if together[1]:
         _draw(accuracy, together, ENSEMBLE_COLOUR, width=2.2)
-        entries.append(
-            Line2D([], [], color=ENSEMBLE_COLOUR, linewidth=2.2, label=f"ensemble{_last(together)}")
-        )
+        entries.append(Line2D([], [], color=ENSEMBLE_COLOUR, linewidth=2.2, label=f"ensemble{_last(together)}"))
     if baseline_rows:
         if crowded:
             for axes, key, factor in ((accuracy, "top1", 100.0), (loss, "loss", 1.0)):
@@ -80,9 +78,7 @@ def agreement_curves(rows: Sequence[Row]) -> Figure | None:
     Left: mean over peers of the cosine between a peer's attention maps and the others'; the band is from
     the lowest peer to the highest. None when the rows hold neither.
     """
-    stages = max(
-        (len(peer.get("attention_agreement") or ()) for row in rows for peer in row["peers"]), default=0
-    )
+    stages = max((len(peer.get("attention_agreement") or ()) for row in rows for peer in row["peers"]), default=0)
     decisions = _points(rows, [number(row, "agreement") for row in rows], 100)
     panels = [panel for panel, there in (("places", stages > 0), ("decisions", bool(decisions[1]))) if there]
     if not panels:
@@ -113,11 +109,7 @@ def peer_points(rows: Sequence[Row], peer: int, key: str, factor: float = 1.0) -
 
 
 def _points(rows: Sequence[Row], values: Sequence[float | None], factor: float = 1.0) -> Points:
-    known = [
-        (int(row["epoch"]), factor * value)
-        for row, value in zip(rows, values, strict=True)
-        if value is not None
-    ]
+    known = [(int(row["epoch"]), factor * value) for row, value in zip(rows, values, strict=True) if value is not None]
     return [epoch for epoch, _ in known], [value for _, value in known]
 
 

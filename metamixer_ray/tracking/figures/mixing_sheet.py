@@ -9,12 +9,10 @@ from metamixer_ray.tracking.figures.canvas import MUTED, clipped, new_figure, sh
 
 _CELL = 1.35
 _LINE = 0.135
-_TERM_LENGTH = 18
+_TERM_LENGTH = 20
 
 
-def describe_label(
-    weights: Mapping[str, float] | Sequence[float], classes: Sequence[str] | None = None
-) -> str:
+def describe_label(weights: Mapping[str, float] | Sequence[float], classes: Sequence[str] | None = None) -> str:
     """A mixed label in words, heaviest class first: ``0.62 cat + 0.38 ship``; a pure one is just ``cat``.
 
     Args:
@@ -54,12 +52,8 @@ def mixing_sheet(
         ("after local mixing", after_local, local_labels),
         ("after global mixing", after_global, global_labels),
     )
-    if len(images) % 4 or any(
-        len(rows) != len(images) or len(texts) != len(images) for _, rows, texts in stages
-    ):
-        raise ValueError(
-            f"quadruples of images and labels are needed, got {[len(rows) for _, rows, _ in stages]}"
-        )
+    if len(images) % 4 or any(len(rows) != len(images) or len(texts) != len(images) for _, rows, texts in stages):
+        raise ValueError(f"quadruples of images and labels are needed, got {[len(rows) for _, rows, _ in stages]}")
     quadruples = len(images) // 4
     across = min(quadruples, 2)
     down = -(-quadruples // across)
@@ -82,7 +76,7 @@ def mixing_sheet(
                     transform=axes.transAxes,
                     ha="center",
                     va="top",
-                    fontsize=7.5,
+                    fontsize=7,
                 )
                 if stage == "as they are":
                     axes.set_title(("A1", "A2", "B1", "B2")[member], fontsize=8, color=MUTED, pad=3)
@@ -102,6 +96,4 @@ def mixing_sheet(
 
 def _caption(text: str) -> str:
     """One class per line, so that long names stay inside their image's width."""
-    return "\n".join(
-        ("+ " if i else "") + clipped(term, _TERM_LENGTH) for i, term in enumerate(text.split(" + "))
-    )
+    return "\n".join(("+ " if i else "") + clipped(term, _TERM_LENGTH) for i, term in enumerate(text.split(" + ")))

@@ -1,0 +1,39 @@
+"""What all tests share: a home of their own, and one Ray cluster per session."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+# Before anything of the project or of Ray is imported: nothing a test does may touch the person's own runs.
+torch.set_num_threads(1)
+os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A project home of the session; the cache of decoded images is shared by all its tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METAMIXER_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("METAMIXER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("METAMIXER_STORAGE", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(_home: None) -> Iterator[str]:
+    """One local Ray cluster of two CPUs for the whole session; gives its address."""
+    import ray
+
+    from metamixer_ray.config import PlacementConfig
+    from metamixer_ray.placement import connect
+
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    connect(PlacementConfig())
+    try:
+        yield ray.get_runtime_context().gcs_address
+    finally:
+        ray.shutdown()

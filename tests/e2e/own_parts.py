@@ -1,0 +1,48 @@
+"""What a user of the project brings along: a network and data sets of their own."""
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def network(*, classes: int, image_size: int) -> nn.Module:
+    """A small network with two stages and a head; nothing in it knows the project."""
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU()),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes)),
+    )
+
+
+def fragile(*, classes: int, image_size: int) -> nn.Module:
+    """A network whose logits are never finite while it trains."""
+
+    class Fragile(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network(classes=classes, image_size=image_size)
+            self.stage_names = ("body.0", "body.1")
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.body(images)
+            return logits * float("nan") if self.training else logits
+
+    return Fragile()
+
+
+def stripes() -> tuple[np.ndarray, list[int], np.ndarray, list[int]]:
+    """Grey images of 16 x 16 with horizontal, vertical or diagonal stripes: 48 to train on, 12 to test on."""
+    rng = np.random.default_rng(0)
+    row, column = np.mgrid[0:16, 0:16]
+    patterns = [row, column, row + column]
+    labels = [i % 3 for i in range(60)]
+    phase = rng.integers(0, 8, 60)
+    images = np.stack([((patterns[c] + p) // 2 % 2 * 255).astype(np.uint8) for c, p in zip(labels, phase, strict=True)])
+    images = images[..., None]
+    return images[:48], labels[:48], images[48:], labels[48:]
+
+
+def one_class() -> tuple[np.ndarray, list[int], np.ndarray, list[int]]:
+    """A set with nothing to tell apart."""
+    images, labels, test_images, test_labels = stripes()
+    return images, [0] * len(labels), test_images, [0] * len(test_labels)

@@ -1,0 +1,78 @@
+"""A training small enough for tests, and how to look at what it left."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metamixer_ray.checkpoint import read_peer
+from metamixer_ray.config import TrainConfig, from_settings
+
+SETTINGS: dict[str, Any] = {
+    "peers": ["resnet8", "resnet8"],
+    "train_limit": 96,
+    "image_size": 8,
+    "batch_size": 32,
+    "epochs": 3,
+    "log_models": False,
+    "precision": "float32",
+}
+
+
+def config(storage: Path, **settings: Any) -> TrainConfig:
+    """The tiny training with some settings changed; its tracking store lies beside its run."""
+    tracking = {"tracking_uri": f"sqlite:///{storage}/mlflow.db"}
+    return from_settings({**SETTINGS, **tracking, "storage": str(storage / "runs"), **settings})
+
+
+def flags(storage: Path, **settings: Any) -> list[str]:
+    """The same as command-line flags."""
+    merged = {**SETTINGS, "tracking_uri": f"sqlite:///{storage}/mlflow.db", "storage": storage / "runs", **settings}
+    words: list[str] = []
+    for name, value in merged.items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            words += [option, *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def command(*words: str, module: str = "metamixer_ray.train", **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command of the project as a person would, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *words], capture_output=True, text=True, timeout=280, check=False, **options
+    )
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of ``metrics.jsonl``."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_state(folder: Path, peer: int) -> dict[str, Any]:
+    """What a run's newest checkpoint holds of a peer."""
+    newest = max(path for path in folder.iterdir() if path.name.startswith("checkpoint-"))
+    return read_peer(newest, peer)
+
+
+def assert_same_weights(first: Path, second: Path, peers: int) -> None:
+    """Both runs ended with the same bits: weights, running statistics and optimizer state."""
+    for peer in range(peers):
+        one, two = final_state(first, peer), final_state(second, peer)
+        assert one["network"].keys() == two["network"].keys()
+        for name, tensor in one["network"].items():
+            assert torch.equal(tensor, two["network"][name]), f"peer {peer}: {name} differs"
+        for key, state in one["optimizer"]["state"].items():
+            for name, tensor in state.items():
+                other = two["optimizer"]["state"][key][name]
+                assert torch.equal(tensor, other) if torch.is_tensor(tensor) else tensor == other
+
+
+def without_times(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what a clock says."""
+    clocks = {"seconds", "elapsed", "images_per_second", "exchange", "time"}
+    return {key: value for key, value in row.items() if key not in clocks}

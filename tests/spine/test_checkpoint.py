@@ -1,0 +1,171 @@
+"""Checkpoints: they come back to the last bit, or say what is wrong with them."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from metamixer_ray.checkpoint import Progress, read_peer, restore_peer, save_peer
+from metamixer_ray.config import TrainConfig, identity
+from metamixer_ray.errors import CheckpointError
+
+IDENTITY = identity(TrainConfig())
+
+
+def trained(seed: int, kind: str = "sgd") -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A network with buffers and its optimizer after two steps."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 5))
+    network[0].weight.data = network[0].weight.data.contiguous(memory_format=torch.channels_last)
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+        if kind == "sgd"
+        else torch.optim.AdamW(network.parameters(), lr=0.1)
+    )
+    for _ in range(2):
+        step(network, optimizer)
+    return network, optimizer
+
+
+def step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    network(torch.randn(6, 3, 8, 8)).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    network, optimizer = trained(1)
+    save_peer(tmp_path, 0, network, optimizer, Progress(epoch=2, step=3), IDENTITY)
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_network_goes_on_as_if_it_had_never_stopped(tmp_path: Path, kind: str) -> None:
+    network, optimizer = trained(1, kind)
+    report = {"event": "epoch", "train": {"loss": 1 / 3, "attention_agreement": None}, "scores": [1, "a", True]}
+    progress = Progress(epoch=2, step=3, total_steps=13, elapsed=1 / 7, sums={"loss": 0.1}, last_report=report)
+    save_peer(tmp_path, 4, network, optimizer, progress, IDENTITY)
+    twin, twins_optimizer = trained(2, kind)
+    assert restore_peer(tmp_path, 4, twin, twins_optimizer, IDENTITY) == progress
+    for one, other in ((network, optimizer), (twin, twins_optimizer)):
+        torch.manual_seed(3)
+        step(one, other)
+    assert all(torch.equal(v, twin.state_dict()[k]) for k, v in network.state_dict().items())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["peer4.json", "peer4.pt"]
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    st.builds(
+        Progress,
+        epoch=st.integers(0, 10**6),
+        total_steps=st.integers(0, 10**12),
+        elapsed=st.floats(0, 1e9),
+        sums=st.dictionaries(st.text(max_size=9), st.floats(allow_nan=False), max_size=4),
+    )
+)
+def test_progress_comes_back_exactly(tmp_path_factory: pytest.TempPathFactory, progress: Progress) -> None:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    network = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    save_peer(folder, 0, network, optimizer, progress, {})
+    assert restore_peer(folder, 0, network, optimizer, {}) == progress
+
+
+def test_it_is_read_without_running_anything(saved: Path) -> None:
+    content = torch.load(saved / "peer0.pt", weights_only=True)
+    assert set(content) == {"network", "optimizer", "progress"}
+    assert json.loads((saved / "peer0.json").read_text())["epoch"] == 2
+
+
+def test_what_would_run_on_loading_does_not(saved: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (saved / "ran",))
+
+    torch.save({"network": Evil()}, saved / "peer0.pt")
+    manifest = json.loads((saved / "peer0.json").read_text())
+    manifest["sha256"] = hashlib.sha256((saved / "peer0.pt").read_bytes()).hexdigest()
+    (saved / "peer0.json").write_text(json.dumps(manifest))
+    with pytest.raises(Exception, match="(?i)weights.only"):
+        read_peer(saved, 0)
+    assert not (saved / "ran").exists()
+
+
+def cut(folder: Path) -> None:
+    content = (folder / "peer0.pt").read_bytes()
+    (folder / "peer0.pt").write_bytes(content[:-7])
+
+
+def flip(folder: Path) -> None:
+    content = bytearray((folder / "peer0.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "peer0.pt").write_bytes(bytes(content))
+
+
+def cut_manifest(folder: Path) -> None:
+    content = (folder / "peer0.json").read_text()
+    (folder / "peer0.json").write_text(content[: len(content) // 2])
+
+
+def rewrite(**changes: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        manifest = json.loads((folder / "peer0.json").read_text())
+        manifest.update(changes)
+        kept = {k: v for k, v in manifest.items() if v is not ...}
+        (folder / "peer0.json").write_text(json.dumps(kept))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (cut, r"peer0\.pt .*torn or changed"),
+        (flip, r"peer0\.pt .*torn or changed"),
+        (lambda folder: (folder / "peer0.pt").unlink(), r"peer0\.pt is missing"),
+        (lambda folder: (folder / "peer0.json").unlink(), r"peer0\.json is missing"),
+        (cut_manifest, r"peer0\.json is torn"),
+        (lambda folder: (folder / "peer0.json").write_text("[1]"), r"peer0\.json is torn"),
+        (lambda folder: (folder / "peer0.json").write_bytes(b"\xff"), r"peer0\.json is torn"),
+        (rewrite(sha256=...), r"peer0\.json is torn"),
+        (rewrite(format=99), r"checkpoint format 99, this version reads 1"),
+    ],
+)
+def test_what_is_wrong_with_it_is_told(saved: Path, damage: Callable[[Path], None], told: str) -> None:
+    damage(saved)
+    with pytest.raises(CheckpointError, match=told):
+        read_peer(saved, 0, IDENTITY)
+
+
+def test_another_peers_file_is_missing(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"peer1\.json is missing"):
+        read_peer(saved, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("temperature", 5.0, "temperature was 3.0 and is now 5.0"),
+        ("peers", ["resnet8"], "peers was .*resnet14.* and is now .*resnet8"),
+        ("replicas", 2, "replicas was 1 and is now 2"),
+        ("a_new_option", 1, "a_new_option was None"),
+    ],
+)
+def test_another_configuration_is_named(saved: Path, name: str, value: Any, told: str) -> None:
+    with pytest.raises(CheckpointError, match=told) as caught:
+        read_peer(saved, 0, {**IDENTITY, name: value})
+    assert "config.yaml" in str(caught.value)
+    assert read_peer(saved, 0)["progress"]["epoch"] == 2
+
+
+def test_identities_are_compared_as_their_json(saved: Path) -> None:
+    assert read_peer(saved, 0, {**IDENTITY, "peers": ("resnet14", "resnet8")})["progress"]["step"] == 3

@@ -1,0 +1,81 @@
+"""Peers x replicas: who sits where, and who is in whose group."""
+
+from itertools import permutations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metamixer_ray.errors import ConfigError
+from metamixer_ray.mesh import seats
+from tests.spine.pool import Pool, RankFailed
+from tests.spine.training import mesh_of
+
+labels = st.dictionaries(st.sampled_from("ab"), st.sampled_from("xy"))
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[list[dict[str, str]], int, int, list[dict[str, str]]]:
+    peers, replicas = draw(st.sampled_from([(1, 1), (2, 1), (3, 1), (5, 1), (2, 2), (1, 3), (2, 3), (3, 2)]))
+    selectors = draw(st.lists(labels, min_size=peers, max_size=peers))
+    nodes = draw(st.lists(labels, min_size=peers * replicas, max_size=peers * replicas))
+    return selectors, peers, replicas, nodes
+
+
+def fits(wanted: dict[str, str], node: dict[str, str]) -> bool:
+    return wanted.items() <= node.items()
+
+
+@settings(deadline=None, max_examples=50)
+@given(worlds())
+def test_every_seat_gets_a_fitting_rank_whenever_that_is_possible(
+    world: tuple[list[dict[str, str]], int, int, list[dict[str, str]]],
+) -> None:
+    selectors, peers, replicas, nodes = world
+    wanted = [selectors[seat // replicas] for seat in range(peers * replicas)]
+    possible = any(
+        all(fits(w, nodes[rank]) for w, rank in zip(wanted, order, strict=True))
+        for order in permutations(range(peers * replicas))
+    )
+    if not possible:
+        with pytest.raises(ConfigError, match="--peer-labels"):
+            seats(selectors, peers, replicas, nodes)
+        return
+    seating = seats(selectors, peers, replicas, nodes)
+    assert sorted(seating) == list(range(peers * replicas))
+    assert all(fits(w, nodes[rank]) for w, rank in zip(wanted, seating, strict=True))
+    for peer in range(peers):
+        # So that the first replica, which writes the checkpoints, is also the first of its process group.
+        ranks = seating[peer * replicas : (peer + 1) * replicas]
+        assert ranks == sorted(ranks)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 6), st.integers(1, 4), st.booleans())
+def test_without_selectors_ranks_keep_their_order(peers: int, replicas: int, empty: bool) -> None:
+    world = peers * replicas
+    assert seats([{}] * peers if empty else None, peers, replicas, [{}] * world) == list(range(world))
+
+
+@pytest.mark.parametrize("seating", [[0, 1, 2, 3], [2, 0, 3, 1]])
+def test_the_groups_of_both_axes(pool: Pool, seating: list[int]) -> None:
+    for rank, place in enumerate(pool.run(4, mesh_of, 2, 2, seating)):
+        peer, replica = divmod(seating.index(rank), 2)
+        assert place["seat"] == (peer, replica)
+        # torch numbers the members of a group by their rank in the world.
+        assert place["peer_group"] == sorted([seating[replica], seating[2 + replica]])
+        assert place["replica_group"] == sorted([seating[2 * peer], seating[2 * peer + 1]])
+
+
+def test_an_axis_of_one_has_no_group(pool: Pool) -> None:
+    by_peers = pool.run(2, mesh_of, 2, 1, [0, 1])
+    by_replicas = pool.run(2, mesh_of, 1, 2, [0, 1])
+    assert [p["peer_group"] for p in by_peers] == [[0, 1]] * 2
+    assert [p["replica_group"] for p in by_peers] == [None] * 2
+    assert [p["replica_group"] for p in by_replicas] == [[0, 1]] * 2
+    assert [p["peer_group"] for p in by_replicas] == [None] * 2
+
+
+def test_a_world_of_another_size_is_refused(pool: Pool) -> None:
+    with pytest.raises(RankFailed, match="2 peers x 2 replicas need 4 workers, not 2"):
+        pool.run(2, mesh_of, 2, 2, [0, 1, 2, 3])

@@ -1,0 +1,117 @@
+"""Naming a run, and finding the one to go on with."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metamixer_ray.config import TrainConfig, flatten, from_settings, read_yaml
+from metamixer_ray.errors import ConfigError
+from metamixer_ray.folder import RunFolder
+from metamixer_ray.runs import RUN, SUMMARY, default_name, open_run, read_config, storage_of
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+def wanted(storage: Path, **settings: Any) -> TrainConfig:
+    return from_settings({"storage": str(storage), **settings})
+
+
+def created(storage: Path, name: str, when: str, **settings: Any) -> None:
+    """A run of that name, begun at ``when``."""
+    run = open_run(wanted(storage, name=name, **settings))
+    run.folder.write_json(RUN, {"key": f"key-{name}", "created": when})
+
+
+def test_a_new_run_writes_what_it_takes_to_repeat_it(storage: Path) -> None:
+    config = wanted(storage, name="one", seed=3, verbose=True)
+    run = open_run(config)
+    assert (run.name, run.folder.local) == ("one", storage / "one")
+    repeated = flatten(read_yaml(storage / "one" / "config.yaml"))
+    assert repeated == flatten(config) | {"name": None, "resume": False}
+    assert len(run.key) >= 16
+    assert open_run(wanted(storage, name="two")).key != run.key
+
+
+def test_a_taken_name_is_refused_and_nothing_is_touched(storage: Path) -> None:
+    open_run(wanted(storage, name="one"))
+    before = {p.name: p.read_bytes() for p in (storage / "one").iterdir()}
+    with pytest.raises(ConfigError, match=r"--name 'one' is taken .*--resume"):
+        open_run(wanted(storage, name="one", seed=5))
+    assert {p.name: p.read_bytes() for p in (storage / "one").iterdir()} == before
+
+
+def test_a_run_is_resumed_by_its_name(storage: Path) -> None:
+    first = open_run(wanted(storage, name="one"))
+    open_run(wanted(storage, name="two"))
+    again = open_run(wanted(storage, name="one", resume=True, verbose=True, loader_processes=2))
+    assert (again.name, again.key) == ("one", first.key)
+
+
+def test_a_name_that_is_not_there_cannot_be_resumed(storage: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no run 'one'"):
+        open_run(wanted(storage, name="one", resume=True))
+    assert not (storage / "one").exists()
+
+
+def test_other_settings_are_named(storage: Path) -> None:
+    open_run(wanted(storage, name="one"))
+    with pytest.raises(ConfigError, match=r"temperature is 5.0 but run 'one' has 3.0.*config\.yaml"):
+        open_run(wanted(storage, name="one", resume=True, temperature=5.0))
+
+
+def test_without_a_name_the_newest_unfinished_run_of_these_settings_goes_on(storage: Path) -> None:
+    created(storage, "oldest", "2026-01-01T00:00:00+0000")
+    created(storage, "newest", "2026-01-03T00:00:00+0000")
+    created(storage, "middle", "2026-01-02T00:00:00+0000")
+    created(storage, "other-seed", "2026-01-04T00:00:00+0000", seed=1)
+    created(storage, "finished", "2026-01-05T00:00:00+0000")
+    RunFolder(str(storage / "finished")).write_json(SUMMARY, {})
+    (storage / "broken").mkdir()
+    (storage / "broken" / "config.yaml").write_text("no_such_setting: 1\n")
+    (storage / "empty").mkdir()
+    assert open_run(wanted(storage, resume=True)).name == "newest"
+    assert open_run(wanted(storage, resume=True, seed=1)).key == "key-other-seed"
+    with pytest.raises(ConfigError, match="no unfinished run of this configuration"):
+        open_run(wanted(storage, resume=True, seed=2))
+
+
+@pytest.mark.parametrize("content", ["a: [1", "- 1\n", "", "\x00"])
+def test_a_damaged_neighbour_does_not_keep_a_run_from_going_on(storage: Path, content: str) -> None:
+    open_run(wanted(storage, name="one"))
+    (storage / "broken").mkdir()
+    (storage / "broken" / "config.yaml").write_text(content)
+    assert open_run(wanted(storage, resume=True)).name == "one"
+
+
+def test_a_folder_without_a_run_has_no_configuration(storage: Path) -> None:
+    assert read_config(RunFolder(str(storage))) is None
+
+
+def test_storage_is_never_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METAMIXER_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("METAMIXER_STORAGE", raising=False)
+    assert storage_of(TrainConfig()).local == tmp_path / "home" / "runs"
+    monkeypatch.setenv("METAMIXER_STORAGE", str(tmp_path / "elsewhere"))
+    assert storage_of(TrainConfig()).local == tmp_path / "elsewhere"
+    assert storage_of(wanted(tmp_path / "said")).local == tmp_path / "said"
+
+
+@pytest.mark.parametrize(
+    ("settings", "start"),
+    [
+        ({}, "resnet14-resnet8-metamixer-dml-digits-"),
+        ({"data": "/a/b/train.parquet"}, "resnet14-resnet8-metamixer-dml-train-"),
+        ({"data": "s3://bucket/cifar/"}, "resnet14-resnet8-metamixer-dml-cifar-"),
+        ({"peers": ["my.nets:small", "a/b c"]}, "my.nets_small-a_b_c-metamixer-"),
+        ({"peers": ["resnet14"] * 50}, "resnet14-resnet14-"),
+    ],
+)
+def test_a_default_name_can_name_a_folder(settings: dict[str, Any], start: str) -> None:
+    name = default_name(from_settings(settings))
+    assert name.startswith(start)
+    assert len(name) <= 120
+    from_settings({"name": name}).check()

@@ -1,0 +1,134 @@
+"""Trainings without Ray: a session that keeps checkpoints and reports in a folder, and the job that a rank runs."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from metamixer_ray.config import TrainConfig
+from metamixer_ray.mesh import PeerMesh, build_mesh
+from metamixer_ray.worker import Diverged, WriteCheckpoint, train_peer
+from tests.spine import networks
+
+# What differs between two runs of the very same training.
+TIMES = ("seconds", "elapsed", "images_per_second", "exchange")
+
+
+class Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """The session ended the training after a checkpoint, as a killed process would."""
+
+
+class FolderSession:
+    """A session over a local folder: checkpoints are its sub-folders, reports the lines of ``rank<n>.jsonl``."""
+
+    def __init__(self, folder: Path, *, start: str | None = None, stop_after: str | None = None) -> None:
+        self.folder, self.start, self.stop_after = folder, start, stop_after
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def start_from(self) -> Path | None:
+        return None if self.start is None else self.folder / self.start
+
+    def report(self, metrics: dict[str, Any], write: WriteCheckpoint | None, name: str | None) -> None:
+        with (self.folder / f"rank{dist.get_rank()}.jsonl").open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+        if name is not None:
+            place = self.folder / name
+            place.mkdir(exist_ok=True)
+            if write is not None:
+                write(place)
+        if name is not None and name == self.stop_after:
+            dist.barrier()
+            raise Stopped(name)
+
+
+class Witness(TorchFunctionMode):
+    """Listens to every cross-entropy with soft targets: what the targets and the logits were, step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[Tensor] = []
+        self.logits: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.cross_entropy:
+            self.logits.append(args[0].detach().clone())
+            self.targets.append(args[1].detach().clone())
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass
+class Outcome:
+    """What one rank tells of a training."""
+
+    peer: int
+    replica: int
+    reports: list[dict[str, Any]]
+    ended: str
+    images: list[str]
+    targets: list[Tensor]
+    logits: list[Tensor]
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """Its epoch reports without what the clock said, once per epoch."""
+        rows = {r["epoch"]: r for r in self.reports if r["event"] == "epoch"}
+        return [{k: v for k, v in rows[epoch].items() if k not in TIMES} for epoch in sorted(rows)]
+
+
+def learn_together(
+    config: TrainConfig,
+    folder: Path,
+    start: str | None = None,
+    stop_after: str | None = None,
+    seating: list[int] | None = None,
+) -> Outcome:
+    """The job of one rank: train its peer in ``folder``."""
+    networks.SEEN.clear()
+    mesh: PeerMesh = build_mesh(
+        len(config.peers), config.placement.replicas, torch.device("cpu"), seating or list(range(config.workers))
+    )
+    ended = "finished"
+    with Witness() as witness:
+        try:
+            session = FolderSession(folder, start=start, stop_after=stop_after)
+            train_peer(config, mesh, torch.device("cpu"), session)
+        except Stopped:
+            ended = "stopped"
+        except Diverged as error:
+            ended = f"diverged: {error}"
+    told = folder / f"rank{dist.get_rank()}.jsonl"
+    lines = told.read_text().splitlines() if told.exists() else []
+    return Outcome(
+        peer=mesh.peer,
+        replica=mesh.replica,
+        reports=[json.loads(line) for line in lines],
+        ended=ended,
+        images=list(networks.SEEN),
+        targets=witness.targets,
+        logits=witness.logits,
+    )
+
+
+def mesh_of(peers: int, replicas: int, seating: list[int]) -> dict[str, Any]:
+    """The job of one rank: build a mesh and tell who else is in its groups."""
+    mesh = build_mesh(peers, replicas, torch.device("cpu"), seating)
+    rank = torch.tensor([dist.get_rank()])
+
+    def others(group: dist.ProcessGroup | None) -> list[int] | None:
+        if group is None:
+            return None
+        ranks = [torch.zeros_like(rank) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(ranks, rank, group=group)
+        return [int(r) for r in ranks]
+
+    return {
+        "seat": (mesh.peer, mesh.replica),
+        "peer_group": others(mesh.peer_group),
+        "replica_group": others(mesh.replica_group),
+    }

@@ -1,0 +1,137 @@
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import rcParams
+from matplotlib.figure import Figure
+from PIL import Image
+
+from metamixer_ray.tracking.figures import (
+    agreement_curves,
+    attention_sheet,
+    describe_label,
+    figure_png,
+    learning_curves,
+    mixing_sheet,
+)
+from tests.tracking.examples import make_images, make_rows
+
+
+def png_size(figure: Figure) -> tuple[int, int]:
+    before = dict(rcParams)
+    image = Image.open(io.BytesIO(figure_png(figure, dpi=60)))
+    assert image.format == "PNG"
+    assert np.asarray(image).std() > 1
+    assert dict(rcParams) == before
+    return image.size
+
+
+def legend_texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+@pytest.mark.parametrize("peers", [1, 2, 8])
+def test_learning_curves_name_every_peer(peers: int) -> None:
+    rows = make_rows(peers, 12, every=3)
+    figure = learning_curves(rows, make_rows(peers, 12, shift=-0.03))
+    accuracy, loss = figure.axes
+    texts = legend_texts(figure)
+    for row_peer, text in zip(rows[-1]["peers"], texts, strict=False):
+        assert text.startswith(f"{row_peer['name']}  {100 * row_peer['top1']:.2f} %")
+        assert "alone" in text
+    assert texts[peers].startswith("ensemble  65.00")
+    assert accuracy.lines[0].get_xdata().tolist() == [3, 6, 9, 12]
+    assert len(loss.lines[0].get_xdata()) == 12
+    assert any(line.get_linestyle() == "--" for line in accuracy.lines)
+    width, height = png_size(figure)
+    assert width > height > 200
+
+
+def test_learning_curves_of_a_first_epoch_that_was_not_evaluated() -> None:
+    figure = learning_curves(make_rows(2, 5, every=5)[:1])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["not evaluated yet"]
+    assert png_size(figure)[0] > 200
+
+
+def test_agreement_has_a_line_per_stage() -> None:
+    figure = agreement_curves(make_rows(3, 8, every=2))
+    assert figure is not None
+    assert [line.get_label() for line in figure.axes[0].lines] == ["stage 1", "stage 2", "stage 3"]
+    np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), 90)
+    assert png_size(figure)[0] > 200
+
+
+def test_no_agreement_no_figure() -> None:
+    assert agreement_curves(make_rows(2, 3, every=9)[:2]) is None
+
+
+@pytest.mark.parametrize("quadruples", [1, 3])
+def test_mixing_sheet_shows_every_image_with_its_label(quadruples: int) -> None:
+    count = 4 * quadruples
+    images = make_images(count)
+    mixed = ["0.62 cat + 0.38 ship"] * count
+    figure = mixing_sheet(images, images, images[::-1], labels=["cat"] * count, local_labels=mixed, global_labels=mixed)
+    panels = [axes for axes in figure.findobj(lambda artist: hasattr(artist, "get_images")) if axes.get_images()]
+    assert len(panels) == 3 * count
+    assert all(axes.get_images()[0].get_interpolation() == "nearest" for axes in panels)
+    texts = [text.get_text() for axes in panels for text in axes.texts]
+    assert texts.count("cat") == count
+    assert texts.count("0.62 cat\n+ 0.38 ship") == 2 * count
+    assert texts.count("after local mixing") == quadruples
+    width, height = png_size(figure)
+    assert min(width, height) > 200
+
+
+def test_mixing_sheet_wants_quadruples() -> None:
+    images = make_images(3)
+    texts = ["cat"] * 3
+    with pytest.raises(ValueError, match="quadruples"):
+        mixing_sheet(images, images, images, labels=texts, local_labels=texts, global_labels=texts)
+
+
+@pytest.mark.parametrize(("peers", "stages", "size"), [(2, 3, 32), (5, 4, 32), (1, 1, 160)])
+def test_attention_sheet_has_a_map_per_peer_and_stage(peers: int, stages: int, size: int) -> None:
+    count = 2
+    rng = np.random.default_rng(0)
+    attention = [[rng.random((count, 8 >> s, 8 >> s)) for s in range(stages)] for _ in range(peers)]
+    attention[0][0][0] = 0  # a dead stage
+    correct = np.zeros((peers, count), dtype=bool)
+    correct[0] = True
+    figure = attention_sheet(
+        make_images(count, size),
+        attention,
+        names=[f"{p}-net" for p in range(peers)],
+        labels=["cat", "ship"],
+        predictions=[["cat 0.93", "dog 0.41"]] * peers,
+        correct=correct,
+    )
+    axes = [axes for area in figure.subfigs for axes in area.axes]
+    maps = [panel for panel in axes if len(panel.get_images()) == 2]
+    assert len(maps) == peers * stages * count
+    assert maps[0].get_images()[0].get_interpolation() == ("nearest" if size == 32 else "antialiased")
+    texts = [text.get_text() for panel in axes for text in panel.texts]
+    assert sum(text.startswith("✓") for text in texts) == count
+    assert sum(text.startswith("✗") for text in texts) == (peers - 1) * count
+    assert {panel.get_title() for panel in axes} >= {f"{p}-net" for p in range(peers)}
+    assert max(png_size(figure)) <= 4000
+
+
+def test_huge_figures_stay_within_four_thousand_pixels() -> None:
+    figure = learning_curves(make_rows(2, 3))
+    figure.set_size_inches(60, 5)
+    assert max(Image.open(io.BytesIO(figure_png(figure))).size) <= 4000
+
+
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(lambda w: sum(w) > 0.1))
+def test_labels_in_words_are_sorted_and_complete(weights: list[float]) -> None:
+    classes = ["cat", "ship", "frog"]
+    text = describe_label(weights, classes)
+    shown = [name for weight, name in sorted(zip(weights, classes, strict=True), key=lambda p: -p[0]) if weight > 0.005]
+    assert [part.split()[-1] for part in text.split(" + ")] == shown
+
+
+def test_labels_in_words() -> None:
+    assert describe_label({"ship": 0.375, "cat": 0.625, "dog": 0.0}) == "0.62 cat + 0.38 ship"
+    assert describe_label([0.0, 1.0], ["cat", "ship"]) == "ship"

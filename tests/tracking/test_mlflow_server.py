@@ -1,0 +1,97 @@
+"""The writer against a real server that comes late, is killed while it is written to, and comes back."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from metamixer_ray.tracking.mlflow_writer import MlflowWriter
+from tests.tracking.examples import make_rows
+
+
+class Server:
+    """``mlflow server`` on a port of this machine, in its own process group."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db", "--workers", "1"]
+        command += ["--artifacts-destination", str(self._folder / "artifacts")]
+        with (self._folder / "server.log").open("ab") as log:
+            quick = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+            self._process = subprocess.Popen(command, env=quick, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                    return
+            except OSError:
+                if time.monotonic() > deadline or self._process.poll() is not None:
+                    raise RuntimeError((self._folder / "server.log").read_text()) from None
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path)
+    yield server
+    server.kill()
+
+
+@pytest.mark.timeout(600)
+def test_nothing_is_lost_and_nothing_is_there_twice(server: Server) -> None:
+    rows = make_rows(2, 60)
+    told: list[str] = []
+    writer = MlflowWriter(server.uri, "e", "r", parameters={"lr": 0.1}, warn=told.append, pauses=(0.1, 0.5))
+    writer.offer(rows[:5])
+    while not told:
+        time.sleep(0.05)
+    server.start()
+    assert writer.wait(120)
+    assert writer.pending == 0
+    run_id = writer.run_id
+
+    for row in rows[5:40]:  # the server dies in the middle of these
+        writer.offer([row])
+        time.sleep(0.01)
+        if row["epoch"] == 20:
+            server.kill()
+    writer.log_artifact(b"what was missed", "note.txt")
+    assert writer.pending >= 20
+    server.start()
+    writer.offer(rows[40:])
+    assert writer.finish(timeout=120)
+
+    assert len(told) == 1
+    client = MlflowClient(server.uri)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+    for name, value in (
+        ("peer1/top1", lambda row: row["peers"][1]["top1"]),
+        ("epoch", lambda row: row["epoch"]),
+    ):
+        history = sorted(client.get_metric_history(run_id, name), key=lambda metric: metric.step)
+        assert [(m.step, m.value) for m in history] == [(row["epoch"], value(row)) for row in rows]
+    assert Path(client.download_artifacts(run_id, "note.txt")).read_bytes() == b"what was missed"
