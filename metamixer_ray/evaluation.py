@@ -44,7 +44,7 @@ class ScoreSums:
         confidence, prediction = probabilities.max(dim=1)
         hit = (prediction == labels).double()
         top = probabilities.topk(min(5, probabilities.shape[1]), dim=1).indices
-        bins = (confidence * ECE_BINS).long().clamp_(max=ECE_BINS - 1)
+        bins = (confidence * ECE_BINS).long().clamp_(0, ECE_BINS - 1)  # NaN is no bin
         self.sums[0] += len(labels)
         self.sums[1] += hit.sum()
         self.sums[2] += (top == labels[:, None]).any(dim=1).sum()

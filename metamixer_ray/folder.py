@@ -88,5 +88,6 @@ class RunFolder:
         """A folder inside as a local path, copied to ``target`` when it is elsewhere."""
         if self.local:
             return self.local / name
+        target.mkdir(parents=True, exist_ok=True)
         fs.copy_files(self.path(name), str(target), source_filesystem=self.filesystem)
         return target

@@ -102,6 +102,12 @@ class Keeper:
         writer.wait(FAILED_SECONDS)
         return writer.run_id
 
+    def keep_alone(self, tracking: TrackingPlan, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Send what MLflow lacks of the baseline, and close its run."""
+        writer = tracking.writer(self._console.warn)
+        writer.offer(rows)
+        writer.finish("FINISHED", FINISH_SECONDS)
+
     def keep(
         self,
         splits: Splits,

@@ -24,8 +24,10 @@ class PeerMesh:
     replicas: int
     peer: int
     replica: int
+    peers_by_rank: tuple[int, ...]
+    """Which peer each member of ``peer_group`` is: torch numbers the members of a group by their ranks."""
     peer_group: dist.ProcessGroup | None
-    """Ranks of the same replica index, ordered by peer; None for a world of one peer."""
+    """Ranks of the same replica index; None for a world of one peer."""
     replica_group: dist.ProcessGroup | None
     """Ranks of the same peer, ordered by replica; None with one replica."""
 
@@ -74,7 +76,12 @@ def seats(selectors: Sequence[Labels] | None, peers: int, replicas: int, node_la
                 f"for peer {seat // replicas}"
             )
     rank_of = {seat: rank for rank, seat in taken.items()}
-    return [rank_of[seat] for seat in range(world)]
+    # Seats of one peer are alike. torch numbers a group by rank, and its first member must be the first replica.
+    return [
+        rank
+        for first in range(0, world, replicas)
+        for rank in sorted(rank_of[seat] for seat in range(first, first + replicas))
+    ]
 
 
 def build_mesh(peers: int, replicas: int, device: torch.device, seating: Sequence[int]) -> PeerMesh:
@@ -89,11 +96,13 @@ def build_mesh(peers: int, replicas: int, device: torch.device, seating: Sequenc
     ranks = torch.tensor(list(seating), dtype=torch.int).view(peers, replicas)
     mesh = DeviceMesh(kind, ranks, mesh_dim_names=("peer", "replica"))
     peer, replica = divmod(list(seating).index(rank), replicas)
+    column = ranks[:, replica].tolist()
     return PeerMesh(
         peers=peers,
         replicas=replicas,
         peer=peer,
         replica=replica,
+        peers_by_rank=tuple(sorted(range(peers), key=column.__getitem__)),
         peer_group=mesh.get_group("peer") if peers > 1 else None,
         replica_group=mesh.get_group("replica") if replicas > 1 else None,
     )

@@ -24,6 +24,16 @@ class Meters:
         """All sums and counts as numbers, from which ``Meters(sums)`` goes on."""
         return {name: float(value) for name, value in self._sums.items()}
 
+    def shared(self, group: dist.ProcessGroup | None, device: torch.device) -> dict[str, float]:
+        """Like :meth:`sums`, but the mean over the ranks of ``group``: each can go on from it, and all together
+        then have what all together had."""
+        sums = self.sums()
+        if group is None:
+            return sums
+        packed = torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64, device=device)
+        dist.all_reduce(packed, group=group)
+        return dict(zip(sorted(sums), (packed / dist.get_world_size(group)).tolist(), strict=True))
+
     def means(self, group: dist.ProcessGroup | None, device: torch.device) -> dict[str, float]:
         """Mean of every name over all that was added, on all ranks of ``group`` (each adds the same names)."""
         sums = self.sums()

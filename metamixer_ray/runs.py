@@ -3,6 +3,7 @@
 import os
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,8 +78,14 @@ def read_config(folder: RunFolder) -> TrainConfig | None:
     content = folder.read(CONFIG)
     if content is None:
         return None
-    settings: Any = yaml.safe_load(content)
-    return from_settings(settings, source=f"{folder}/{CONFIG}")
+    source = f"{folder}/{CONFIG}"
+    try:
+        settings: Any = yaml.safe_load(content)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source} is not YAML: {error}") from None
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{source} holds no settings")
+    return from_settings(settings, source=source)
 
 
 def _create(config: TrainConfig, storage: RunFolder) -> Run:

@@ -65,6 +65,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
                 parent_run_id=keeper.run_id(),
             )
             alone_rows = fit(single, resources, folder, alone_tracking, console)
+            keeper.keep_alone(alone_tracking, alone_rows)
         summary = summarise(
             config,
             rows,

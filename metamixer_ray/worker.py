@@ -111,7 +111,8 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
         if progress.last_report is not None:
             # Whoever keeps the rows may have died between taking the checkpoint and writing the row. A row that is
             # there already is not written twice.
-            session.report(progress.last_report, None, None)
+            # The file is the first replica's, so each says again who it is.
+            session.report(progress.last_report | {"replica": mesh.replica}, None, None)
     while progress.epoch < config.epochs:
         train_epoch(peer, progress, session)
 
@@ -174,7 +175,7 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> None:
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise diverged(progress.skipped_in_a_row, flags.culprit, config.peers)
         if flags.wish_checkpoint and progress.step < peer.order.steps_per_epoch:
-            progress.sums, progress.epoch_seconds = meters.sums(), clock.seconds()
+            progress.sums, progress.epoch_seconds = meters.shared(mesh.replica_group, peer.device), clock.seconds()
             name = f"checkpoint-epoch{epoch:04d}-step{progress.step:06d}"
             session.report({"event": "checkpoint"}, checkpoint_writer(peer, progress), name)
             clock.checkpointed()
@@ -314,6 +315,8 @@ def join_taps(first: Mapping[int, Tap], second: Mapping[int, Tap]) -> dict[int, 
 
 def share_flags(control: ControlSum, mesh: PeerMesh, device: torch.device) -> ControlSum:
     """The flags of all peers over all replicas too, so that replicas of one peer act alike."""
+    if control.culprit is not None:
+        control = replace(control, culprit=mesh.peers_by_rank[control.culprit])
     if mesh.replica_group is None:
         return control
     culprit = -1 if control.culprit is None else control.culprit
@@ -367,6 +370,10 @@ def evaluate_epoch(peer: Peer, epoch: int) -> tuple[Evaluation | None, Evaluatio
     last = epoch + 1 == peer.config.epochs
     if not last and (epoch + 1) % peer.config.evaluate_every:
         return None, None
+    if peer.mesh.replica_group is not None:
+        # Each replica's running statistics end in its own slices; what is scored is what the checkpoint holds.
+        for buffer in peer.network.buffers():
+            dist.broadcast(buffer, group=peer.mesh.replica_group, group_src=0)
     if peer.splits.validation is None:
         scores = score(peer.splits.test)
         return scores, scores if last else None

@@ -1,6 +1,5 @@
 """One MLflow run, spoken to synchronously through `MlflowClient`: no active run, no retries, no thread."""
 
-import contextlib
 import logging
 import os
 import re
@@ -167,7 +166,8 @@ class MlflowRun:
             # Creating a new SQLite store logs dozens of migration steps that tell the user nothing.
             for name in ("mlflow.store.db.utils", "alembic"):
                 logging.getLogger(name).setLevel(logging.WARNING)
-            make_store_folder(self.identity.tracking_uri)
+            if (folder := sqlite_folder(self.identity.tracking_uri)) is not None:
+                folder.mkdir(parents=True, exist_ok=True)
             from mlflow import MlflowClient
 
             self._client = MlflowClient(self.identity.tracking_uri)
@@ -203,11 +203,15 @@ class MlflowRun:
     def _experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        name = self.identity.experiment
+        name, location = self.identity.experiment, self.identity.artifact_location
+        folder = sqlite_folder(self.identity.tracking_uri)
+        if location is None and folder is not None:
+            # MLflow's own default is a folder in the working directory, which may be a throw-away one.
+            location = str(folder.absolute() / "artifacts")
         known = self._client.get_experiment_by_name(name)
         if known is None:
             try:
-                return str(self._client.create_experiment(name, self.identity.artifact_location))
+                return str(self._client.create_experiment(name, location))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -231,12 +235,10 @@ class MlflowRun:
             self.set_tags({"changed_parameters": "; ".join(changed)})
 
 
-def make_store_folder(tracking_uri: str) -> None:
-    """Create the folder that a SQLite store lies in; other stores are left alone."""
+def sqlite_folder(tracking_uri: str) -> Path | None:
+    """The folder that a SQLite store lies in; None for other stores."""
     match = re.fullmatch(r"sqlite:///([^?]+).*", tracking_uri)
-    if match:
-        with contextlib.suppress(FileExistsError):
-            Path(match[1]).parent.mkdir(parents=True, exist_ok=True)
+    return Path(match[1]).parent if match else None
 
 
 def _quoted(key: str) -> str:

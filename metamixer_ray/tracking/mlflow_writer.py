@@ -34,7 +34,8 @@ class MlflowWriter:
         parameters: flat settings, see `parameter_values`.
         tags: the run's tags; ``mlflow.note.content`` is its description in Markdown.
         parent_run_id: the run under which this one is shown, in a sweep.
-        artifact_location: where a new experiment keeps its artifacts; None leaves it to the server.
+        artifact_location: where a new experiment keeps its artifacts; None: beside a SQLite store, else the
+            server decides.
         key: a name that only this training has, such as an identifier kept in its run folder. Finds the run
             again when its id was lost together with the process.
         warn: receives the one warning, and the one at the end if something could not be sent.

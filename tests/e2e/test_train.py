@@ -30,7 +30,7 @@ def finished(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> tupl
     config = tiny.config(
         storage,
         name="whole",
-        peers=["resnet8", "mobilenetv2"],
+        peers=["resnet8", "resnet14"],
         validation_fraction=0.2,
         statistics_every=2,
         baseline=True,
@@ -49,7 +49,7 @@ def _tracked(folder: Path) -> tuple[MlflowClient, list[Run]]:
 def test_summary_keeps_its_contract(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, summary = finished
     assert summary == json.loads((folder / "summary.json").read_text())
-    assert [peer["network"] for peer in summary["peers"]] == ["resnet8", "mobilenetv2"]
+    assert [peer["network"] for peer in summary["peers"]] == ["resnet8", "resnet14"]
     for scores in [*summary["peers"], summary["ensemble"]]:
         assert 0 <= scores["top1"] <= scores["top5"] <= 1
         assert scores["nll"] > 0
@@ -74,7 +74,7 @@ def test_rows_are_one_per_epoch_and_hold_all_peers(finished: tuple[Path, dict[st
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     for row in rows:
         assert row["split"] == "validation"
-        assert [peer["name"] for peer in row["peers"]] == ["peer0-resnet8", "peer1-mobilenetv2"]
+        assert [peer["name"] for peer in row["peers"]] == ["peer0-resnet8", "peer1-resnet14"]
         for peer in row["peers"]:
             assert math.isfinite(peer["loss"])
             assert 0 <= peer["top1"] <= 1
@@ -86,7 +86,7 @@ def test_rows_are_one_per_epoch_and_hold_all_peers(finished: tuple[Path, dict[st
 def test_the_folder_repeats_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = finished
     config = read_yaml(folder / "config.yaml")
-    assert config.peers == ("resnet8", "mobilenetv2")
+    assert config.peers == ("resnet8", "resnet14")
     assert config.baseline
     assert not config.run.resume
     for name in ("learning_curves", "mixing", "attention", "agreement"):
@@ -104,14 +104,14 @@ def test_mlflow_has_the_run_and_its_baseline(finished: tuple[Path, dict[str, Any
     assert single.data.tags["mlflow.parentRunId"] == run.info.run_id
     assert run.data.params["mixer"] == "metamixer"
     assert single.data.params["mixer"] == "none"
-    assert run.data.params["peer1"] == "mobilenetv2"
+    assert run.data.params["peer1"] == "resnet14"
     for metric in ("peer0/top1", "peer1/loss", "ensemble/nll", "exchange/bytes_per_step"):
         assert [m.step for m in client.get_metric_history(run.info.run_id, metric)] == [1, 2, 3]
     assert math.isclose(run.data.metrics["test/peer1/top1"], summary["peers"][1]["top1"])
     assert math.isclose(run.data.metrics["gain/peer1"], summary["peers"][1]["gain"])
     artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {"figures", "config.yaml", "summary.json"} <= artifacts
-    assert "mobilenetv2" in run.data.tags["mlflow.note.content"]
+    assert "resnet14" in run.data.tags["mlflow.note.content"]
 
 
 def test_the_logged_model_predicts_on_raw_images(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -154,7 +154,7 @@ def test_evaluate_as_a_command(finished: tuple[Path, dict[str, Any]], tmp_path: 
 def test_a_name_is_taken_once_and_a_finished_run_stays(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, summary = finished
     config = read_yaml(folder / "config.yaml")
-    settings = {"storage": str(folder.parent), "peers": ["resnet8", "mobilenetv2"], "name": "whole"}
+    settings = {"storage": str(folder.parent), "peers": ["resnet8", "resnet14"], "name": "whole"}
     with pytest.raises(ConfigError, match="--name 'whole' is taken"):
         train(tiny.config(folder.parents[1], **settings))
     with pytest.raises(ConfigError, match="--resume: .*validation_fraction"):

@@ -10,6 +10,7 @@ from metamixer_ray.config import TrainConfig, from_settings
 from metamixer_ray.data import load_splits
 from tests.spine.pool import Pool
 
+
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Pool]:
     with Pool() as pool:

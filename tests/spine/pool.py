@@ -90,9 +90,7 @@ def _serve(connection: Connection) -> None:
         except EOFError:
             return
         try:
-            dist.init_process_group(
-                "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=TIMEOUT
-            )
+            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=TIMEOUT)
             buffer = io.BytesIO()
             torch.save(work(*args), buffer)
             dist.barrier()

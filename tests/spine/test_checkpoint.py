@@ -95,7 +95,7 @@ def test_what_would_run_on_loading_does_not(saved: Path) -> None:
     manifest = json.loads((saved / "peer0.json").read_text())
     manifest["sha256"] = hashlib.sha256((saved / "peer0.pt").read_bytes()).hexdigest()
     (saved / "peer0.json").write_text(json.dumps(manifest))
-    with pytest.raises(Exception, match="(?i)weights.only"):
+    with pytest.raises(Exception, match=r"(?i)weights.only"):
         read_peer(saved, 0)
     assert not (saved / "ran").exists()
 

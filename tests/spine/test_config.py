@@ -61,7 +61,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 some_settings = st.fixed_dictionaries({}, optional=VALUES)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 @given(some_settings)
 def test_settings_survive_flat_nested_and_yaml(chosen: dict[str, Any]) -> None:
     config = from_settings(chosen)
@@ -72,7 +72,7 @@ def test_settings_survive_flat_nested_and_yaml(chosen: dict[str, Any]) -> None:
     assert from_settings({name.replace("_", "-"): value for name, value in chosen.items()}) == config
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 @given(some_settings)
 def test_what_is_not_named_keeps_its_default(chosen: dict[str, Any]) -> None:
     default, flat = flatten(TrainConfig()), flatten(from_settings(chosen))

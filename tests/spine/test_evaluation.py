@@ -70,9 +70,7 @@ def test_the_log_loss_is_scikit_learns() -> None:
 
 @settings(deadline=None, max_examples=50)
 @cases
-def test_scores_do_not_depend_on_how_images_are_batched(
-    seed: int, rows: int, classes: int, sharpness: float
-) -> None:
+def test_scores_do_not_depend_on_how_images_are_batched(seed: int, rows: int, classes: int, sharpness: float) -> None:
     probabilities, labels = guesses(seed, rows, classes, sharpness)
     whole, parts = scored(probabilities, labels), scored(probabilities, labels, parts=4)
     assert [whole.top1, whole.top5] == [parts.top1, parts.top5]

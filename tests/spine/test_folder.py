@@ -85,5 +85,5 @@ def test_what_pyarrow_does_not_know_is_told(uri: str) -> None:
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="--storage .*can't be written"):
+    with pytest.raises(ConfigError, match=r"--storage .*can't be written"):
         RunFolder(str(tmp_path / "file" / "runs")).create()

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from metamixer_ray import results
 from metamixer_ray.config import TrainConfig, from_settings
 from metamixer_ray.reporting import assemble_row, cause_of, first_line, peer_names
-from metamixer_ray import results
 
 PEERS = ("resnet14", "resnet8")
 
@@ -123,7 +123,7 @@ def test_the_closing_table_shows_the_test_set() -> None:
     assert row["ensemble"] == scores(0.7)
 
 
-class Wrapped(Exception):  # noqa: N818 - stands for Ray's wrappers, which keep the cause in such attributes
+class Wrapped(Exception):
     def __init__(self, **inner: Any) -> None:
         super().__init__("wrapped")
         self.__dict__.update(inner)

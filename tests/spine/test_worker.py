@@ -61,9 +61,7 @@ def expected_inputs(config: TrainConfig, replica: int) -> list[str]:
     stages = min(len(network.stage_names) for network in build_peers(config, splits))
     hashes = []
     for epoch in range(config.epochs):
-        for batch in train_batches(
-            splits.train, order, config.dataset, seed=config.seed, epoch=epoch, replica=replica
-        ):
+        for batch in train_batches(splits.train, order, config.dataset, seed=config.seed, epoch=epoch, replica=replica):
             plan = draw_plan(
                 mixer,
                 config.mixing,
@@ -86,9 +84,7 @@ def expected_inputs(config: TrainConfig, replica: int) -> list[str]:
 def test_all_peers_see_the_same_images_and_targets(
     pool: Pool, small: Make, tmp_path: Path, replicas: int, processes: int
 ) -> None:
-    config = small(
-        replicas=replicas, loader_processes=processes, local_probability=0.8, global_probability=0.8
-    )
+    config = small(replicas=replicas, loader_processes=processes, local_probability=0.8, global_probability=0.8)
     seats = by_seat(pool.run(config.workers, learn_together, config, tmp_path))
     for replica in range(replicas):
         one, other = seats[0, replica], seats[1, replica]
@@ -100,9 +96,7 @@ def test_all_peers_see_the_same_images_and_targets(
         assert not set(seats[0, 0].images) & set(seats[0, 1].images)
 
 
-def test_the_reported_kd_is_the_textbook_loss_of_the_recorded_logits(
-    pool: Pool, small: Make, tmp_path: Path
-) -> None:
+def test_the_reported_kd_is_the_textbook_loss_of_the_recorded_logits(pool: Pool, small: Make, tmp_path: Path) -> None:
     config = small(
         peers=[f"{HERE}:tiny", f"{HERE}:wide", f"{HERE}:tiny"], epochs=1, batch_size=64, lr=1e-3, temperature=2.0
     )
@@ -299,9 +293,7 @@ def test_reported_scores_are_those_of_the_checkpoint(pool: Pool, small: Make, tm
         network.network.load_state_dict(weights(tmp_path, last(config), peer)["network"])
         network.eval()
         with torch.inference_mode():
-            together.append(
-                probabilities_of(network, splits.test.images, splits.mean, splits.std, "float32")
-            )
+            together.append(probabilities_of(network, splits.test.images, splits.mean, splits.std, "float32"))
     rows = {seat: outcome.epochs[0] for seat, outcome in by_seat(outcomes).items()}
     for peer, probabilities in enumerate(together):
         sums = ScoreSums(torch.device("cpu"))

@@ -20,7 +20,7 @@ from tests.spine import networks
 TIMES = ("seconds", "elapsed", "images_per_second", "exchange")
 
 
-class Stopped(Exception):  # noqa: N818 - nothing went wrong
+class Stopped(Exception):
     """The session ended the training after a checkpoint, as a killed process would."""
 
 

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from metamixer_ray.tracking.figures import learning_curves
-from metamixer_ray.tracking.mlflow_run import MlflowRun, RunIdentity, make_store_folder
+from metamixer_ray.tracking.mlflow_run import MlflowRun, RunIdentity, sqlite_folder
 from metamixer_ray.tracking.mlflow_writer import MlflowWriter
 from tests.tracking.examples import make_rows
 
@@ -174,7 +174,19 @@ def test_without_a_server_there_is_one_warning_without_the_password_and_an_end()
             thread.join(5)
 
 
-def test_only_sqlite_stores_get_a_folder(tmp_path: Path) -> None:
-    make_store_folder(f"sqlite:///{tmp_path}/a%20b/mlflow.db")
-    make_store_folder("http://127.0.0.1:5000")
-    assert [path.name for path in tmp_path.iterdir()] == ["a%20b"]
+def test_artifacts_lie_beside_a_sqlite_store_and_never_in_the_working_directory(
+    store: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, artifacts = store
+    monkeypatch.chdir(tmp_path)
+    writer = MlflowWriter(uri, "no location", "r")
+    writer.log_artifact(b"x", "x.txt")
+    assert writer.finish()
+    assert MlflowClient(uri).get_run(writer.run_id).info.artifact_uri.startswith(artifacts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_a_store() -> None:
+    assert sqlite_folder("sqlite:////home/ann/a%20b/mlflow.db?x=1") == Path("/home/ann/a%20b")
+    assert sqlite_folder("sqlite:///mlflow.db") == Path()
+    assert sqlite_folder("http://127.0.0.1:5000") is None
