@@ -7,6 +7,7 @@ import tyro
 
 from metamixer_ray.config import TrainConfig, read_yaml
 from metamixer_ray.errors import TrainingFailed, UserError
+from metamixer_ray.interruption import Stopped
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -48,6 +49,8 @@ def run_command(body: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
+    except Stopped as error:
+        return 128 + error.signum
     except TrainingFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED

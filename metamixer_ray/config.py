@@ -7,6 +7,7 @@ are unique across the tree, so a flag needs no prefix and a YAML file may be nes
 import difflib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -146,8 +147,14 @@ class TrainConfig:
             )
         for name in ("gpus_per_worker", "cpus_per_worker"):
             value = getattr(self.placement, name)
-            if value is not None and value < 0:
-                raise ConfigError(f"{flag(name)} can't be negative, it is {value}")
+            if value is not None and not 0 <= value < math.inf:
+                raise ConfigError(f"{flag(name)} can't be {value}: give 0 or more")
+        if self.placement.threads is not None and self.placement.threads < 1:
+            raise ConfigError(f"--threads must be at least 1, it is {self.placement.threads}")
+        if self.optimisation.lr_warmup_epochs > self.epochs:
+            raise ConfigError(
+                f"--lr-warmup-epochs {self.optimisation.lr_warmup_epochs} is longer than the {self.epochs} --epochs"
+            )
         if self.run.name is not None and (not self.run.name.strip(".") or set(self.run.name) & set("/\\\0")):
             raise ConfigError(f"--name {self.run.name!r} can't name a folder; use letters, digits, '-' and '_'")
         self.optimisation.check(len(self.peers))
@@ -190,7 +197,10 @@ def nest(settings: Mapping[str, Any], *, source: str = "configuration") -> dict[
     nested: dict[str, Any] = {}
     for name, value in settings.items():
         key = str(name).replace("-", "_")
-        if key in rooms and isinstance(value, Mapping):
+        if key in rooms:
+            if not isinstance(value, Mapping | None):
+                raise ConfigError(f"{source}: {key!r} is a section of settings, not {value!r}")
+            value = value or {}
             nested.setdefault(key, {}).update(nest(value, source=source).get(key, {}))
             strangers = [k for k in value if known.get(str(k).replace("-", "_")) != key]
             if strangers:

@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from metamixer_ray.config import TrainConfig, to_settings
 from metamixer_ray.errors import TrainingFailed, UserError
 from metamixer_ray.folder import RunFolder
+from metamixer_ray.interruption import aside
 from metamixer_ray.placement import WorkerResources, missing_now, scaling
 from metamixer_ray.reporting import EpochReporter, TrackingPlan, first_line
 from metamixer_ray.runs import METRICS
@@ -58,7 +59,8 @@ def fit(
             scaling_config=scaling(config, resources),
             run_config=ray.train.RunConfig(
                 name=folder.name,
-                storage_path=folder.uri.rpartition("/")[0],
+                storage_path=folder.root.rpartition("/")[0],
+                storage_filesystem=folder.filesystem,
                 failure_config=ray.train.FailureConfig(max_failures=config.placement.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.run.keep_checkpoints),
                 logging_config=ray.train.LoggingConfig(log_level="INFO" if config.run.verbose else "ERROR"),
@@ -75,7 +77,7 @@ def fit(
         )
         with follow(live, console):
             try:
-                trainer.fit()
+                aside(trainer.fit)
             except ray.train.TrainingFailedError as error:
                 raise _told(error, folder) from error
             finally:

@@ -40,7 +40,9 @@ class RunFolder:
 
     def inside(self, name: str) -> "RunFolder":
         """A folder in this one."""
-        return RunFolder(f"{self.uri}/{name}")
+        # A URI may end in a query, such as the endpoint of an S3-compatible server.
+        path, mark, query = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        return RunFolder(f"{path.rstrip('/')}/{name}{mark}{query}")
 
     def path(self, name: str) -> str:
         """A file's path on :attr:`filesystem`."""

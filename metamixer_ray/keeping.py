@@ -93,6 +93,10 @@ class Keeper:
             self._open().finish("FINISHED", FINISH_SECONDS)
         else:
             stopped = issubclass(kind, KeyboardInterrupt | SystemExit)
+            if stopped:
+                self._console.warn(
+                    f"{error}; the same command with --name {self._run.name} --resume goes on from the last checkpoint"
+                )
             self._open().finish("KILLED" if stopped else "FAILED", FAILED_SECONDS)
         self._scratch.cleanup()
 
@@ -130,6 +134,9 @@ class Keeper:
         if self._config.run.log_models:
             self._log_models(splits, networks)
         before = [peer["top1"] for peer in summary["baseline"]["peers"]] if alone_rows else None
+        if before:
+            gains = {f"gain/peer{i}": peer["gain"] for i, peer in enumerate(summary["peers"])}
+            writer.log_metrics(gains, self._config.epochs)
         writer.set_tags({"mlflow.note.content": run_description(self._announced, tested_row(rows[-1]), before)})
         folder.write_json(SUMMARY, summary)
         for name in (CONFIG, SUMMARY):

@@ -50,10 +50,14 @@ class OptimisationConfig:
                     f"--{name.replace('_', '-')} has {len(values)} values for {peers} peers: "
                     f"give one for all or {peers}"
                 )
-        if min(self.lr) <= 0:
-            raise ConfigError(f"--lr must be positive, not {min(self.lr)}")
-        if min(self.weight_decay) < 0:
-            raise ConfigError(f"--weight-decay can't be negative, it is {min(self.weight_decay)}")
+        for value in self.lr:
+            if not 0 < value < math.inf:
+                raise ConfigError(f"--lr must be a positive number, not {value}")
+        for name in ("weight_decay", "lr_decay", "lr_warmup_epochs"):
+            values = getattr(self, name)
+            for value in values if isinstance(values, tuple) else (values,):
+                if not 0 <= value < math.inf:
+                    raise ConfigError(f"--{name.replace('_', '-')} must be 0 or a positive number, not {value}")
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"--momentum must lie in [0, 1), it is {self.momentum}")
         if self.nesterov and self.momentum == 0 and "sgd" in self.optimizer:
@@ -97,5 +101,5 @@ def learning_rate(config: OptimisationConfig, peer: int, progress: float, epochs
         return peak * 0.5 * (1.0 + math.cos(math.pi * done))
     if schedule == "milestones":
         # A milestone is an epoch boundary, as in the papers; a share in between is rounded to the nearest.
-        return peak * config.lr_decay ** sum(progress >= round(m * epochs) for m in config.milestones)
+        return peak * config.lr_decay ** sum(progress >= max(1, round(m * epochs)) for m in config.milestones)
     return peak

@@ -90,6 +90,9 @@ def read_config(folder: RunFolder) -> TrainConfig | None:
 
 def _create(config: TrainConfig, storage: RunFolder) -> Run:
     folder = storage.inside(config.run.name or default_name(config))
+    if config.run.name is None and folder.exists(CONFIG):
+        # Two runs of the same settings in the same second.
+        folder = storage.inside(f"{folder.name}-{uuid.uuid4().hex[:6]}")
     if folder.exists(CONFIG):
         raise ConfigError(
             f"--name {folder.name!r} is taken in {storage}: add --resume to continue that run, or choose another name"

@@ -13,6 +13,7 @@ from metamixer_ray.cli import parse, run_command
 from metamixer_ray.config import TrainConfig, flatten
 from metamixer_ray.data import Splits, load_splits, wants_quadruples
 from metamixer_ray.fitting import fit
+from metamixer_ray.interruption import stoppable
 from metamixer_ray.keeping import Keeper, plan_tracking
 from metamixer_ray.mixing import build_mixer
 from metamixer_ray.networks import StagedNetwork
@@ -32,6 +33,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     Raises:
         UserError: what a person must mend: an option, the data, a checkpoint of another configuration.
         TrainingFailed: the training ended early; it can be resumed.
+        Stopped: by Ctrl-C or SIGTERM; it can be resumed.
     """
     began = time.perf_counter()
     console = console or Console(config.run.verbose)
@@ -50,7 +52,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     announced = announce(config, run, splits, networks, steps, resources)
     console.opening(announced)
     tracking = plan_tracking(config, run, announced)
-    with Keeper(config, run, tracking, announced, console) as keeper:
+    with stoppable(), Keeper(config, run, tracking, announced, console) as keeper:
         rows = fit(config, resources, run.folder, tracking, console)
         alone_rows = None
         if config.baseline:

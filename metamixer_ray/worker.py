@@ -5,7 +5,7 @@ what is to be reported.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -44,7 +44,7 @@ from metamixer_ray.evaluation import Evaluation, evaluate
 from metamixer_ray.mesh import PeerMesh
 from metamixer_ray.meters import Meters, gather_stages
 from metamixer_ray.mixing import Mixer, build_mixer, draw_plan, mix_images, mix_tap, mix_targets
-from metamixer_ray.networks import StagedNetwork, common_stages
+from metamixer_ray.networks import StagedNetwork, common_stages, join_taps, keep_features
 from metamixer_ray.optimisation import build_optimizer, learning_rate
 from metamixer_ray.precision import autocast, resolve_precision
 from metamixer_ray.preparation import READ_AS, batch_order, build_peers
@@ -53,7 +53,6 @@ from metamixer_ray.randomness import torch_seed
 EVALUATION_BATCH = 500
 MAX_SKIPPED_IN_A_ROW = 20
 
-Tap = Callable[[Tensor], Tensor]
 WriteCheckpoint = Callable[[Path], None]
 
 
@@ -239,6 +238,7 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     watch = exchanges_statistics(config, mesh, batch.step)
     taps = join_taps(mix_tap(plan), keep_features(features, peer.stages_to_compare if watch else ()))
     torch.manual_seed(torch_seed(config.seed, "network", mesh.peer, mesh.replica, epoch, batch.step))
+    buffers = [buffer.clone() for buffer in peer.network.buffers()]
     with autocast(peer.precision, device):
         logits = peer.forward(images, taps)
     cross_entropy = F.cross_entropy(logits.float(), targets)
@@ -259,7 +259,10 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     ).wait()
     flags = share_flags(heard.control, mesh, device)
     if flags.nonfinite:
-        # All peers skip together, so that they stay in step and nobody learns from a broken one.
+        # All peers skip together, so that they stay in step and nobody learns from a broken one. The running
+        # statistics of BatchNorm have already seen it, and would never forget a NaN.
+        for buffer, before in zip(peer.network.buffers(), buffers, strict=True):
+            buffer.copy_(before)
         return flags
 
     # What it learns.
@@ -289,28 +292,6 @@ def exchanges_statistics(config: TrainConfig, mesh: PeerMesh, step: int) -> bool
     if config.distillation.statistics == "none" or mesh.peer_group is None:
         return False
     return config.distillation.statistics_weight > 0 or step % config.distillation.statistics_every == 0
-
-
-def keep_features(features: dict[int, Tensor], stages: Sequence[int]) -> dict[int, Tap]:
-    """Taps that put what flows out of ``stages`` into ``features`` and let it pass unchanged."""
-
-    def keeper(stage: int) -> Tap:
-        def keep(x: Tensor) -> Tensor:
-            features[stage] = x
-            return x
-
-        return keep
-
-    return {stage: keeper(stage) for stage in stages}
-
-
-def join_taps(first: Mapping[int, Tap], second: Mapping[int, Tap]) -> dict[int, Tap]:
-    """At each stage the first tap, then the second."""
-
-    def both(a: Tap, b: Tap) -> Tap:
-        return lambda x: b(a(x))
-
-    return {**first, **{k: both(first[k], tap) if k in first else tap for k, tap in second.items()}}
 
 
 def share_flags(control: ControlSum, mesh: PeerMesh, device: torch.device) -> ControlSum:

@@ -50,9 +50,7 @@ class DistillConfig:
         _at_least_zero("--kd-warmup-epochs", self.kd_warmup_epochs)
         _at_least_zero("--statistics-weight", self.statistics_weight)
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ConfigError(
-                f"--temperature must be a positive number, not {self.temperature}; try --temperature 3"
-            )
+            raise ConfigError(f"--temperature must be a positive number, not {self.temperature}; try --temperature 3")
         if self.statistics_weight > 0 and self.statistics == "none":
             raise ConfigError(
                 f"--statistics-weight {self.statistics_weight} has nothing to weigh with --statistics none; "

@@ -16,7 +16,7 @@ bearer."""
 _EXACT_IN_FLOAT32 = 2**24
 
 
-class PeersDisagree(RuntimeError):  # noqa: N818 - says what happened, as PeersDrifted does
+class PeersDisagree(RuntimeError):
     """The peers are not doing the same thing, so what they exchange has no meaning."""
 
 

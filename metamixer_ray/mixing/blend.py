@@ -19,11 +19,7 @@ def check_rows(values: Tensor, rows: int) -> None:
 
 def is_channels_last(values: Tensor) -> bool:
     """Whether a [B, C, H, W] tensor lies in memory as [B, H, W, C] and not also as [B, C, H, W]."""
-    return (
-        values.ndim == 4
-        and values.is_contiguous(memory_format=torch.channels_last)
-        and not values.is_contiguous()
-    )
+    return values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last) and not values.is_contiguous()
 
 
 def blend_rows(values: Tensor, partner: Tensor, kept: Tensor) -> Tensor:

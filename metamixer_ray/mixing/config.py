@@ -83,9 +83,7 @@ def _check_probability(flag: str, value: float) -> None:
 
 def _check_stages(stages: tuple[int, ...]) -> None:
     if not stages:
-        raise ConfigError(
-            "--mix-stages is empty: name at least one stage (0 is the input) or leave it out for all"
-        )
+        raise ConfigError("--mix-stages is empty: name at least one stage (0 is the input) or leave it out for all")
     if min(stages) < 0:
         raise ConfigError(f"--mix-stages must be 0 (the input) or more, got {min(stages)}")
     if len(set(stages)) < len(stages):

@@ -18,9 +18,7 @@ class CutMix:
     config: MixingConfig
     organised: bool = False
 
-    def draw(
-        self, rng: np.random.Generator, *, rows: int, height: int, width: int, stages: Sequence[int]
-    ) -> MixPlan:
+    def draw(self, rng: np.random.Generator, *, rows: int, height: int, width: int, stages: Sequence[int]) -> MixPlan:
         """See ``Mixer.draw``; ``stages`` is not used: CutMix happens at the input."""
         if rng.random() >= self.config.local_probability:
             return MixPlan(rows)

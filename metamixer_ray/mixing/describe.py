@@ -34,9 +34,7 @@ class RowMixture:
 
     def caption(self, labels: Sequence[int], classes: Sequence[str]) -> str:
         """Such as ``cat 0.62 + dog 0.38``; ``classes`` are the names of the classes."""
-        return " + ".join(
-            f"{classes[label]} {weight:.2f}" for label, weight in self.class_weights(labels).items()
-        )
+        return " + ".join(f"{classes[label]} {weight:.2f}" for label, weight in self.class_weights(labels).items())
 
 
 def describe_row(plan: MixPlan, row: int) -> RowMixture:

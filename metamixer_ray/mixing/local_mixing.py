@@ -36,9 +36,7 @@ def kept_share(boxes: np.ndarray, *, height: int, width: int) -> np.ndarray:
     return (1.0 - area / (height * width)).astype(np.float32)
 
 
-def draw_local(
-    rng: np.random.Generator, partner: Tensor, *, height: int, width: int, alpha: float
-) -> LocalMix:
+def draw_local(rng: np.random.Generator, partner: Tensor, *, height: int, width: int, alpha: float) -> LocalMix:
     """One box per row: lambda ~ Beta(alpha, alpha), centre uniform over the pixels; partner: int64 [B]."""
     rows = len(partner)
     lam = rng.beta(alpha, alpha, size=rows)

@@ -18,9 +18,7 @@ class ManifoldMixup:
     config: MixingConfig
     organised: bool = False
 
-    def draw(
-        self, rng: np.random.Generator, *, rows: int, height: int, width: int, stages: Sequence[int]
-    ) -> MixPlan:
+    def draw(self, rng: np.random.Generator, *, rows: int, height: int, width: int, stages: Sequence[int]) -> MixPlan:
         """See ``Mixer.draw``; the stage is drawn per batch, uniformly from ``stages``."""
         if rng.random() >= self.config.global_probability:
             return MixPlan(rows)

@@ -55,9 +55,7 @@ class MetaMixer:
         """True but for the ``free`` pairing."""
         return self.config.pairing != "free"
 
-    def draw(
-        self, rng: np.random.Generator, *, rows: int, height: int, width: int, stages: Sequence[int]
-    ) -> MixPlan:
+    def draw(self, rng: np.random.Generator, *, rows: int, height: int, width: int, stages: Sequence[int]) -> MixPlan:
         """See ``Mixer.draw``; the stage is drawn per batch, uniformly from ``stages``."""
         config = self.config
         if self.organised:

@@ -18,9 +18,7 @@ class MixUp:
     config: MixingConfig
     organised: bool = False
 
-    def draw(
-        self, rng: np.random.Generator, *, rows: int, height: int, width: int, stages: Sequence[int]
-    ) -> MixPlan:
+    def draw(self, rng: np.random.Generator, *, rows: int, height: int, width: int, stages: Sequence[int]) -> MixPlan:
         """See ``Mixer.draw``; ``stages`` is not used: mixup happens at the input."""
         if rng.random() >= self.config.global_probability:
             return MixPlan(rows)

@@ -77,9 +77,7 @@ class Mixer(Protocol):
     def organised(self) -> bool:
         """Whether batches must be quadruples (rows 4q .. 4q+3 are A1, A2, B1, B2)."""
 
-    def draw(
-        self, rng: np.random.Generator, *, rows: int, height: int, width: int, stages: Sequence[int]
-    ) -> MixPlan:
+    def draw(self, rng: np.random.Generator, *, rows: int, height: int, width: int, stages: Sequence[int]) -> MixPlan:
         """A plan for ``rows`` images of ``height`` x ``width`` pixels, drawn from ``rng`` alone.
 
         Global mixing inside the networks picks one of ``stages``. Organised mixers raise ``ConfigError``

@@ -20,9 +20,7 @@ class NoMixing:
     config: MixingConfig
     organised: bool = False
 
-    def draw(
-        self, rng: np.random.Generator, *, rows: int, height: int, width: int, stages: Sequence[int]
-    ) -> MixPlan:
+    def draw(self, rng: np.random.Generator, *, rows: int, height: int, width: int, stages: Sequence[int]) -> MixPlan:
         """See ``Mixer.draw``: always the unmixed plan."""
         return MixPlan(rows)
 

@@ -14,6 +14,7 @@ public code of online-KD papers builds.
 from metamixer_ray.networks.config import NetworkConfig
 from metamixer_ray.networks.registry import build_network, network_names
 from metamixer_ray.networks.staged import Layout, StagedNetwork, Tap, common_stages
+from metamixer_ray.networks.taps import join_taps, keep_features
 
 __all__ = [
     "Layout",
@@ -22,5 +23,7 @@ __all__ = [
     "Tap",
     "build_network",
     "common_stages",
+    "join_taps",
+    "keep_features",
     "network_names",
 ]

@@ -44,9 +44,7 @@ def build_own(name: str, *, classes: int, image_size: int) -> nn.Module:
         error.add_note(f"while building the network of --peers {name}")
         raise
     if not isinstance(network, nn.Module):
-        raise ConfigError(
-            f"--peers {name}: the function gave a {type(network).__name__}, not a torch.nn.Module."
-        )
+        raise ConfigError(f"--peers {name}: the function gave a {type(network).__name__}, not a torch.nn.Module.")
     return network
 
 
@@ -86,9 +84,7 @@ def found_stages(network: nn.Module) -> tuple[str, ...]:
     prefix = ""
     module = network
     while True:
-        children = [
-            (child, part) for child, part in module.named_children() if any(True for _ in part.parameters())
-        ]
+        children = [(child, part) for child, part in module.named_children() if any(True for _ in part.parameters())]
         if len(children) != 1:
             return tuple(prefix + child for child, _ in children[:-1])
         prefix += f"{children[0][0]}."

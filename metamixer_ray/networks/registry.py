@@ -164,9 +164,7 @@ def _check_output(name: str, output: Any, classes: int) -> None:
 
 
 def _usable(trace: StageTrace) -> bool:
-    return (
-        trace.calls == 1 and trace.shape is not None and len(trace.shape) in (3, 4) and trace.shape[0] == ROWS
-    )
+    return trace.calls == 1 and trace.shape is not None and len(trace.shape) in (3, 4) and trace.shape[0] == ROWS
 
 
 def _check_stages(name: str, traces: Sequence[StageTrace], wanted: Sequence[str]) -> None:
@@ -189,9 +187,7 @@ def _check_stages(name: str, traces: Sequence[StageTrace], wanted: Sequence[str]
             )
     order = [trace.name for trace in traces]
     if order != list(wanted):
-        raise ConfigError(
-            f"--stage-names: the stages of {name} run in the order {' '.join(order)}; give them so."
-        )
+        raise ConfigError(f"--stage-names: the stages of {name} run in the order {' '.join(order)}; give them so.")
 
 
 def _layout(trace: StageTrace, known: Layout | None) -> Layout:

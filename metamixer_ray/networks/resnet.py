@@ -67,9 +67,7 @@ class Bottleneck(nn.Module):
     """1x1, 3x3 (strided) and 1x1 convolutions and a shortcut; the middle has ``widen / 4`` of the outer
     channels."""
 
-    def __init__(
-        self, channels_in: int, channels_out: int, stride: int, shortcut: Shortcut, *, widen: int = 1
-    ) -> None:
+    def __init__(self, channels_in: int, channels_out: int, stride: int, shortcut: Shortcut, *, widen: int = 1) -> None:
         super().__init__()
         middle = channels_out // 4 * widen
         self.conv1 = nn.Conv2d(channels_in, middle, 1, bias=False)
@@ -97,9 +95,7 @@ class ResNet(nn.Module):
 
     stage_names: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3")
 
-    def __init__(
-        self, *, blocks: int, classes: int, block: Block, shortcut: Shortcut, channels: Sequence[int]
-    ) -> None:
+    def __init__(self, *, blocks: int, classes: int, block: Block, shortcut: Shortcut, channels: Sequence[int]) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(16)
@@ -134,9 +130,7 @@ def resnet(classes: int, *, depth: int) -> ResNet:
 
 def resnet32_okd(classes: int) -> ResNet:
     """ResNet-32 with option B shortcuts, as in the online-KD code."""
-    return ResNet(
-        blocks=5, classes=classes, block=BasicBlock, shortcut=projection_shortcut, channels=(16, 32, 64)
-    )
+    return ResNet(blocks=5, classes=classes, block=BasicBlock, shortcut=projection_shortcut, channels=(16, 32, 64))
 
 
 def bottleneck_resnet(classes: int, *, blocks: int, widen: int = 1) -> ResNet:

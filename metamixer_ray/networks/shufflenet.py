@@ -77,9 +77,7 @@ class ShuffleNetV2(nn.Module):
         self.bn1 = nn.BatchNorm2d(24)
 
         def stage(channels_in: int, channels_out: int, units: int) -> nn.Sequential:
-            return nn.Sequential(
-                DownUnit(channels_in, channels_out), *[Unit(channels_out) for _ in range(units)]
-            )
+            return nn.Sequential(DownUnit(channels_in, channels_out), *[Unit(channels_out) for _ in range(units)])
 
         self.stage1 = stage(24, 116, 3)
         self.stage2 = stage(116, 232, 7)

@@ -99,9 +99,7 @@ class StagedNetwork(nn.Module):
             ValueError: a tap for a stage that is not there.
         """
         if taps is not None and not all(0 <= stage <= len(self.stage_names) for stage in taps):
-            raise ValueError(
-                f"taps {sorted(taps)} for a network whose stages are 0 to {len(self.stage_names)}"
-            )
+            raise ValueError(f"taps {sorted(taps)} for a network whose stages are 0 to {len(self.stage_names)}")
         outer = self._taps.current
         self._taps.current = taps or None
         try:

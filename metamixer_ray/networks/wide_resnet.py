@@ -31,9 +31,7 @@ class PreActivationBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
         self.shortcut = (
-            None
-            if channels_in == channels_out
-            else nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False)
+            None if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False)
         )
 
     def forward(self, x: Tensor) -> Tensor:

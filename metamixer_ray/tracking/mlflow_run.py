@@ -108,6 +108,13 @@ class MlflowRun:
             self._client.log_batch(self.run_id, metrics=metrics)
             yield epochs
 
+    def send_metrics(self, stamp: float, step: int, metrics: Mapping[str, float]) -> None:
+        """Send metrics of one moment (``stamp``, seconds since 1970); sending them twice stores them once."""
+        from mlflow.entities import Metric
+
+        moment = int(stamp * 1000)
+        self._client.log_batch(self.run_id, metrics=[Metric(key, v, moment, step) for key, v in metrics.items()])
+
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set or replace tags."""
         from mlflow.entities import RunTag

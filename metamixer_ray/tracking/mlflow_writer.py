@@ -78,6 +78,7 @@ class MlflowWriter:
         self._rows: dict[int, Row] = {}
         self._sent: set[int] = set()
         self._tags: dict[str, Any] = {}
+        self._metrics: list[tuple[float, int, dict[str, float]]] = []
         self._uploads: dict[str, Path | bytes | ModelUpload] = {}
         self._opened = False
         self._in_step = False  # whether `_sent` is what the store holds
@@ -119,6 +120,12 @@ class MlflowWriter:
         """Set or replace tags of the run."""
         with self._changed:
             self._tags.update(tags)
+            self._changed.notify_all()
+
+    def log_metrics(self, metrics: Mapping[str, float], epoch: int) -> None:
+        """Add metrics that belong to no row, such as what was gained over another training, at ``epoch``."""
+        with self._changed:
+            self._metrics.append((time.time(), epoch, dict(metrics)))
             self._changed.notify_all()
 
     def log_figures(self, figures: Mapping[str, Any], folder: str = "figures") -> None:
@@ -170,7 +177,7 @@ class MlflowWriter:
             self._changed.notify_all()
 
     def _busy(self) -> bool:
-        return bool(self._rows or self._tags or self._uploads)
+        return bool(self._rows or self._metrics or self._tags or self._uploads)
 
     def _work(self) -> None:
         while True:
@@ -234,6 +241,10 @@ class MlflowWriter:
                 self._sent.update(epochs)
                 for epoch in epochs:
                     del self._rows[epoch]
+        while self._metrics:
+            self._run.send_metrics(*self._metrics[0])
+            with self._changed:
+                del self._metrics[0]
         if tags:
             self._run.set_tags(tags)
             with self._changed:

@@ -58,11 +58,8 @@ def metric_values(row: Row) -> dict[str, float]:
     """
     metrics: dict[str, float] = {}
     for key, value in row.items():
-        if key == "peers":
-            for index, peer in enumerate(value):
-                metrics.update(_numbers(peer, f"peer{index}"))
-        elif key not in ("epoch", "time"):
-            metrics.update(_numbers(value, key))
+        if key not in ("epoch", "time"):
+            metrics.update(_numbers({key: value}, ""))
     for key in PEER_MEANS:
         if (average := mean([number(peer, key) for peer in row["peers"]])) is not None:
             metrics[f"peers/{key}_mean"] = average
@@ -73,7 +70,11 @@ def metric_values(row: Row) -> dict[str, float]:
 def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _numbers(item, f"{name}/{key}")
+            if key == "peers":
+                for index, peer in enumerate(item):
+                    yield from _numbers(peer, f"{name}/peer{index}".lstrip("/"))
+            else:
+                yield from _numbers(item, f"{name}/{key}".lstrip("/"))
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for position, item in enumerate(value, start=1):
             yield from _numbers(item, f"{name}/{position}")

@@ -20,9 +20,7 @@ def run_ranks(work: Callable[[int], Any], world: int, directory: Path) -> list[A
     """
     # A fork server imports torch once for all ranks, and forks before any thread runs.
     torch.multiprocessing.set_forkserver_preload(["torch", "metamixer_ray.distill"])
-    torch.multiprocessing.start_processes(
-        _rank, args=(work, world, directory), nprocs=world, start_method="forkserver"
-    )
+    torch.multiprocessing.start_processes(_rank, args=(work, world, directory), nprocs=world, start_method="forkserver")
     return [torch.load(directory / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 

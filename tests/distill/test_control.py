@@ -32,9 +32,7 @@ def summed(controls: list[Control]) -> list[float]:
     step=st.integers(0, 10**9),
     flags=st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=64),
 )
-def test_counts_are_exact_and_a_single_culprit_is_named(
-    step: int, flags: list[tuple[bool, bool, bool]]
-) -> None:
+def test_counts_are_exact_and_a_single_culprit_is_named(step: int, flags: list[tuple[bool, bool, bool]]) -> None:
     controls = [Control(step=step, nonfinite=n, wish_checkpoint=c, wish_stop=s) for n, c, s in flags]
     total = decode_control(summed(controls), len(controls), step)
     spoiled = [index for index, flag in enumerate(flags) if flag[0]]

@@ -49,9 +49,7 @@ def test_attention_map_is_the_papers_for_every_size_and_memory_format(
     assert got.shape == (rows, grid * grid)
     assert (got >= 0).all()
     torch.testing.assert_close(got.norm(dim=1), torch.ones(rows))
-    torch.testing.assert_close(
-        got.double(), textbook.attention_map(maps.double(), grid), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(got.double(), textbook.attention_map(maps.double(), grid), rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -62,9 +60,7 @@ def test_attention_map_is_the_papers_for_every_size_and_memory_format(
     kind=st.sampled_from(KINDS),
     dead=st.booleans(),
 )
-def test_losses_from_means_are_the_pairwise_losses(
-    seed: int, peers: int, rows: int, kind: Kind, dead: bool
-) -> None:
+def test_losses_from_means_are_the_pairwise_losses(seed: int, peers: int, rows: int, kind: Kind, dead: bool) -> None:
     features = [[random_maps(seed + peer, rows, 3 + peer, 6, 6)] for peer in range(peers)]
     if dead:
         features[1][0][0] = 0

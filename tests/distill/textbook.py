@@ -38,9 +38,7 @@ def similarity(maps: Tensor) -> Tensor:
     return F.cosine_similarity(pooled[:, None], pooled[None], dim=2)
 
 
-def statistics(
-    kind: str, features: Sequence[Sequence[Tensor]], own: int, grid: int
-) -> tuple[Tensor, list[Tensor]]:
+def statistics(kind: str, features: Sequence[Sequence[Tensor]], own: int, grid: int) -> tuple[Tensor, list[Tensor]]:
     """Mean over stages and other peers of the pairwise loss on features[peer][stage], and its gradients."""
     own_features = [stage.double().requires_grad_() for stage in features[own]]
     losses = []

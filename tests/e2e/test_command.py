@@ -21,7 +21,14 @@ def test_a_log_is_calm_and_complete(ray_cluster: str, tmp_path: Path) -> None:
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", done.stdout)
     for epoch in range(1, 6):
         assert sum(bool(re.match(rf"\s*{epoch}/5\s", line)) for line in lines) == 1
-    for text in ("peer0-resnet8", "peer1-resnet14", "ensemble", "images/s", str(tmp_path / "runs" / "told"), "mlflow ui"):
+    for text in (
+        "peer0-resnet8",
+        "peer1-resnet14",
+        "ensemble",
+        "images/s",
+        str(tmp_path / "runs" / "told"),
+        "mlflow ui",
+    ):
         assert text in done.stdout
 
 

@@ -93,9 +93,7 @@ def test_a_killed_worker_changes_nothing(uninterrupted: Path, tmp_path: Path) ->
     assert _tracked_epochs(tmp_path) == list(range(1, EPOCHS + 1))
 
 
-def test_a_killed_driver_is_resumed_by_the_same_command(
-    ray_cluster: str, uninterrupted: Path, tmp_path: Path
-) -> None:
+def test_a_killed_driver_is_resumed_by_the_same_command(ray_cluster: str, uninterrupted: Path, tmp_path: Path) -> None:
     words = [*tiny.flags(tmp_path, epochs=EPOCHS), "--address", ray_cluster]
     folder = tmp_path / "runs"
     driver = subprocess.Popen([sys.executable, "-m", "metamixer_ray.train", *words], stdout=subprocess.DEVNULL)

@@ -116,7 +116,7 @@ def test_mlflow_has_the_run_and_its_baseline(finished: tuple[Path, dict[str, Any
 
 def test_the_logged_model_predicts_on_raw_images(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, summary = finished
-    client, runs = _tracked(folder)
+    _, runs = _tracked(folder)
     run = next(run for run in runs if run.info.run_name == "whole")
     mlflow.set_tracking_uri(f"sqlite:///{folder.parents[1]}/mlflow.db")
     model = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/peer0-resnet8")
@@ -157,7 +157,7 @@ def test_a_name_is_taken_once_and_a_finished_run_stays(finished: tuple[Path, dic
     settings = {"storage": str(folder.parent), "peers": ["resnet8", "resnet14"], "name": "whole"}
     with pytest.raises(ConfigError, match="--name 'whole' is taken"):
         train(tiny.config(folder.parents[1], **settings))
-    with pytest.raises(ConfigError, match="--resume: .*validation_fraction"):
+    with pytest.raises(ConfigError, match=r"--resume: .*validation_fraction"):
         train(tiny.config(folder.parents[1], **settings, resume=True))
     again = tiny.config(
         folder.parents[1], **settings, resume=True, validation_fraction=0.2, statistics_every=2, baseline=True

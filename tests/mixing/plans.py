@@ -58,9 +58,7 @@ def plan_of(
 
 
 @st.composite
-def drawn_plans(
-    draw: st.DrawFn, configs: st.SearchStrategy[MixingConfig] = configs
-) -> tuple[MixPlan, int, int]:
+def drawn_plans(draw: st.DrawFn, configs: st.SearchStrategy[MixingConfig] = configs) -> tuple[MixPlan, int, int]:
     """(plan, height, width) of a random configuration, with a random number of quadruples."""
     height, width = draw(st.integers(1, 13)), draw(st.integers(1, 13))
     plan = plan_of(

@@ -37,9 +37,7 @@ def test_impossible_values_name_their_flag(field: str, value: object) -> None:
 
 
 def test_the_limits_themselves_work() -> None:
-    config = MixingConfig(
-        local_probability=0, global_probability=1, off_epochs=0, mix_stages=(0,), local_alpha=1e-3
-    )
+    config = MixingConfig(local_probability=0, global_probability=1, off_epochs=0, mix_stages=(0,), local_alpha=1e-3)
     assert config.mix_stages == (0,)
 
 

@@ -24,7 +24,5 @@ def test_another_process_imports_neither_ray_nor_mlflow_and_draws_the_same_plan(
     run = subprocess.run([sys.executable, "-c", SCRIPT], cwd=root, capture_output=True, text=True, check=True)
     answer = json.loads(run.stdout)
     assert answer["heavy"] == []
-    plan = plan_of(
-        MixingConfig(local_probability=1, global_probability=1), seed=5, epoch=3, step=9, replica=1
-    )
+    plan = plan_of(MixingConfig(local_probability=1, global_probability=1), seed=5, epoch=3, step=9, replica=1)
     assert answer["plan"] == flat(plan)

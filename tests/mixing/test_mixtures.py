@@ -52,9 +52,7 @@ def test_every_pixel_is_a_convex_combination_of_its_sources(drawn: tuple[MixPlan
 
 @given(drawn_plans(), st.integers(0, 1000))
 @quick
-def test_mixed_images_stay_within_the_range_of_their_sources(
-    drawn: tuple[MixPlan, int, int], seed: int
-) -> None:
+def test_mixed_images_stay_within_the_range_of_their_sources(drawn: tuple[MixPlan, int, int], seed: int) -> None:
     plan, height, width = drawn
     images = torch.randn(plan.rows, 3, height, width, generator=torch.Generator().manual_seed(seed))
     mixed = mix_features(mix_images(images, plan), plan)
@@ -65,9 +63,7 @@ def test_mixed_images_stay_within_the_range_of_their_sources(
 
 @given(drawn_plans(), st.integers(1, 9))
 @quick
-def test_targets_are_the_mixing_matrix_times_the_one_hots(
-    drawn: tuple[MixPlan, int, int], classes: int
-) -> None:
+def test_targets_are_the_mixing_matrix_times_the_one_hots(drawn: tuple[MixPlan, int, int], classes: int) -> None:
     plan = drawn[0]
     one_hot = torch.eye(classes)[torch.arange(plan.rows) * 7 % classes]
     targets = mix_targets(one_hot, plan)

@@ -143,9 +143,7 @@ def test_lambda_follows_its_beta_up_to_the_rounding(alpha: float) -> None:
 
 @pytest.mark.parametrize("mixer", ["mixup", "cutmix", "manifold-mixup", "metamixer"])
 @pytest.mark.parametrize(("local_alpha", "global_alpha"), [(1000.0, 0.01), (0.01, 1000.0)])
-def test_each_kind_of_mixing_has_its_own_alpha(
-    mixer: MixerName, local_alpha: float, global_alpha: float
-) -> None:
+def test_each_kind_of_mixing_has_its_own_alpha(mixer: MixerName, local_alpha: float, global_alpha: float) -> None:
     """A large alpha gives lambdas about one half, a small one lambdas of 0 or 1."""
     config = MixingConfig(
         mixer=mixer,

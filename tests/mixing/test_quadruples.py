@@ -50,9 +50,7 @@ def test_only_multiples_of_four_are_quadruples(rows: int, fits: bool) -> None:
     if fits:
         assert require_quadruples(rows) is None
     else:
-        with pytest.raises(
-            ConfigError, match=rf"--batch-size gives each replica {rows} rows.*--pairing free"
-        ):
+        with pytest.raises(ConfigError, match=rf"--batch-size gives each replica {rows} rows.*--pairing free"):
             require_quadruples(rows)
 
 

@@ -37,9 +37,7 @@ def test_dtype_and_layout_are_kept(dtype: torch.dtype, layout: torch.memory_form
 def test_the_layout_does_not_change_the_values(channels: int, size: tuple[int, int]) -> None:
     images = torch.randn(8, channels, *size)
     plan = plan_of(INPUT, height=size[0], width=size[1])
-    assert torch.equal(
-        mix_images(images.to(memory_format=torch.channels_last), plan), mix_images(images, plan)
-    )
+    assert torch.equal(mix_images(images.to(memory_format=torch.channels_last), plan), mix_images(images, plan))
     strided = torch.randn(8, *size, 2 * channels)[..., ::2].permute(0, 3, 1, 2)
     assert torch.equal(mix_images(strided, plan), mix_images(strided.contiguous(), plan))
 
@@ -89,13 +87,9 @@ def test_gradient_by_hand(rows: int, seed: int) -> None:
 def test_gradient_numerically_through_images_and_tap_in_both_layouts() -> None:
     plans = plan_of(INPUT, rows=4, height=3, width=4), plan_of(INSIDE, rows=4, height=3, width=4)
     for layout in LAYOUTS:
-        images = (
-            torch.randn(4, 2, 3, 4, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
-        )
+        images = torch.randn(4, 2, 3, 4, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
         for plan in plans:
-            assert torch.autograd.gradcheck(
-                lambda x, plan=plan: mix_features(mix_images(x, plan), plan), (images,)
-            )
+            assert torch.autograd.gradcheck(lambda x, plan=plan: mix_features(mix_images(x, plan), plan), (images,))
 
 
 def test_a_tap_works_under_autocast() -> None:

@@ -54,9 +54,7 @@ def parameters(name: str, classes: int) -> int:
 
 
 @pytest.mark.parametrize(("name", "ten", "hundred", "published", "published_classes"), PARAMETERS)
-def test_parameter_counts(
-    name: str, ten: int, hundred: int, published: float | None, published_classes: int
-) -> None:
+def test_parameter_counts(name: str, ten: int, hundred: int, published: float | None, published_classes: int) -> None:
     assert parameters(name, 10) == ten
     assert parameters(name, 100) == hundred
     if published is not None:
@@ -93,9 +91,7 @@ def test_shapes(name: str, image_size: int, shapes: list[tuple[int, ...]]) -> No
         return lambda features: seen.update({stage: tuple(features.shape)}) or features
 
     with torch.no_grad():
-        logits = network(
-            torch.rand(3, 3, image_size, image_size), {k: look(k) for k in range(1, len(shapes) + 1)}
-        )
+        logits = network(torch.rand(3, 3, image_size, image_size), {k: look(k) for k in range(1, len(shapes) + 1)})
     assert logits.shape == (3, 7)
     assert [seen[k] for k in sorted(seen)] == [(3, *shape) for shape in shapes]
     assert network.layouts == ("BCHW",) * len(shapes)

@@ -123,9 +123,7 @@ def test_small_stem(name: str, stem: str) -> None:
 def test_names() -> None:
     names = network_names()
     assert len(names) == len(set(names)), "no name means two networks"
-    assert {"resnet20", "resnet18", "mobilenetv2", "mobilenet_v2", "vgg16", "vgg16-cifar", "swin_t"} <= set(
-        names
-    )
+    assert {"resnet20", "resnet18", "mobilenetv2", "mobilenet_v2", "vgg16", "vgg16-cifar", "swin_t"} <= set(names)
     assert set(SMALL_IMAGE_NETWORKS) <= set(names)
     assert not any("rcnn" in name or "quantized" in name for name in names)
 
@@ -136,9 +134,7 @@ def test_lookalikes_are_different_networks() -> None:
     assert build("resnet18").stage_names == ("layer1", "layer2", "layer3", "layer4")
 
 
-@pytest.mark.parametrize(
-    ("alias", "name"), [("wrn-16-1", "wrn16-1"), ("WRN_16_1", "wrn16-1"), ("ResNet-8", "resnet8")]
-)
+@pytest.mark.parametrize(("alias", "name"), [("wrn-16-1", "wrn16-1"), ("WRN_16_1", "wrn16-1"), ("ResNet-8", "resnet8")])
 def test_other_spellings(alias: str, name: str) -> None:
     ours, theirs = build(alias).state_dict(), build(name).state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -188,9 +184,7 @@ def test_stage_names_for_one_of_the_peers() -> None:
 
 
 def test_stage_names_for_a_peer_that_cannot_be() -> None:
-    with pytest.raises(
-        ConfigError, match=r"--stage-names rsnet8/stage1: there is no network 'rsnet8'.*resnet8"
-    ):
+    with pytest.raises(ConfigError, match=r"--stage-names rsnet8/stage1: there is no network 'rsnet8'.*resnet8"):
         build("resnet8", stage_names=("rsnet8/stage1",))
 
 

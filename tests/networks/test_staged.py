@@ -183,8 +183,7 @@ def test_compiled_with_taps_that_change(network: StagedNetwork, images: Tensor, 
             losses.append(out.square().sum() + (0 if taps is None else taps[stage].seen[0].square().mean()))
         torch.testing.assert_close(losses[0], losses[1])
         gradients = [
-            torch.autograd.grad(loss, list(net.parameters()))
-            for loss, net in zip(losses, (network, twin), strict=True)
+            torch.autograd.grad(loss, list(net.parameters())) for loss, net in zip(losses, (network, twin), strict=True)
         ]
         torch.testing.assert_close(gradients[0], gradients[1])
         frames.append(counter.frame_count)
@@ -229,9 +228,7 @@ def test_distributed_data_parallel(network: StagedNetwork, images: Tensor, tmp_p
 
 
 def test_what_flows_on_is_copied_where_a_later_layer_overwrites_it() -> None:
-    inner = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(2)
-    )
+    inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(2))
     inner(torch.rand(2, 3, 8, 8))
     network = StagedNetwork(inner, ["1"], overwritten=[1])
     mix = Mix(1.0)
