@@ -154,7 +154,7 @@ def test_evaluate_as_a_command(finished: tuple[Path, dict[str, Any]], tmp_path: 
 def test_a_name_is_taken_once_and_a_finished_run_stays(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, summary = finished
     config = read_yaml(folder / "config.yaml")
-    settings = {"storage": str(folder.parent), "peers": ["resnet8", "resnet14"], "name": "whole"}
+    settings = {"peers": ["resnet8", "resnet14"], "name": "whole"}
     with pytest.raises(ConfigError, match="--name 'whole' is taken"):
         train(tiny.config(folder.parents[1], **settings))
     with pytest.raises(ConfigError, match=r"--resume: .*validation_fraction"):
