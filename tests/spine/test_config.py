@@ -188,7 +188,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | No
         ({"lr": [0.1] * 3}, "--lr has 3 values"),
         ({"weight_decay": []}, "--weight-decay has 0 values"),
         ({"schedule": ["cosine"] * 4}, "--schedule has 4 values"),
-        ({"lr": [0.1, 0]}, "--lr must be positive"),
+        ({"lr": [0.1, 0]}, "--lr must be a positive number"),
         ({"weight_decay": -1}, "--weight-decay"),
         ({"momentum": 1}, "--momentum"),
         ({"momentum": 0}, "--nesterov"),
