@@ -12,11 +12,12 @@ import ray.exceptions
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from metamixer_ray.capacity import WorkerResources
 from metamixer_ray.config import TrainConfig, to_settings
 from metamixer_ray.errors import TrainingFailed, UserError
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.interruption import aside
-from metamixer_ray.placement import WorkerResources, missing_now, scaling
+from metamixer_ray.placement import missing_now, scaling
 from metamixer_ray.reporting import EpochReporter, TrackingPlan, first_line
 from metamixer_ray.runs import METRICS
 from metamixer_ray.session import ray_worker

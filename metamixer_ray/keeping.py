@@ -110,6 +110,9 @@ class Keeper:
         """Send what MLflow lacks of the baseline, and close its run."""
         writer = tracking.writer(self._console.warn)
         writer.offer(rows)
+        if (parent := self.run_id()) is not None:
+            # Also when the store could not be reached when the baseline began.
+            writer.set_tags({"mlflow.parentRunId": parent})
         writer.finish("FINISHED", FINISH_SECONDS)
 
     def keep(

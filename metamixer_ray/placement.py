@@ -3,35 +3,16 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import ray
 import ray.train
 
+from metamixer_ray.capacity import Node, WorkerResources, check_labels, worker_share
 from metamixer_ray.config import PlacementConfig, TrainConfig
 from metamixer_ray.errors import ConfigError
 
 # The controller looks at its workers this often (seconds): epochs of small sets are shorter than Ray's default of 2 s.
 POLL_SECONDS = "0.25"
-
-
-@dataclass(frozen=True)
-class WorkerResources:
-    """What each worker reserves, and how it computes."""
-
-    cpus: float
-    gpus: float
-    threads: int
-
-    @property
-    def backend(self) -> str:
-        """NCCL refuses several ranks on one GPU, so shared GPUs exchange over gloo."""
-        return "nccl" if self.gpus >= 1 else "gloo"
-
-    def __str__(self) -> str:
-        if self.gpus:
-            return f"{self.gpus:g} GPU each, exchange over {self.backend}"
-        return f"{self.cpus:g} CPU each ({self.threads} thread{'s' * (self.threads > 1)}), exchange over gloo"
 
 
 def connect(placement: PlacementConfig, *, verbose: bool = False) -> None:
@@ -81,46 +62,29 @@ def selectors(peer_labels: Sequence[str]) -> list[dict[str, str]]:
     return parsed
 
 
-def _ceiling() -> tuple[dict[str, float], bool]:
-    """All the resources the cluster can ever have, and whether it can grow to them."""
-    now = {k: float(v) for k, v in ray.cluster_resources().items()}
-    grown = ray._private.state.state.get_max_resources_from_cluster_config()
-    if not grown:
-        return now, False
-    return {k: max(now.get(k, 0.0), float(grown.get(k, 0.0))) for k in {*now, *grown}}, True
-
-
 def worker_resources(config: TrainConfig) -> WorkerResources:
     """What each worker of this training reserves on the connected cluster.
 
     Raises:
         ConfigError: the cluster can never hold all workers; says what is asked for and what there is.
     """
-    total, grows = _ceiling()
-    cpus, gpus, workers = total.get("CPU", 0.0), total.get("GPU", 0.0), config.workers
-    per_gpu = config.placement.gpus_per_worker
-    if per_gpu is None:
-        per_gpu = 1.0 if gpus else 0.0
-    per_cpu = config.placement.cpus_per_worker
-    if per_cpu is None:
-        # Whole CPUs where they suffice; four keep a GPU fed; hundredths where many peers share few cores.
-        share = cpus / workers
-        per_cpu = min(4.0, float(int(share))) if share >= 1 else max(int(share * 100) / 100, 0.01)
-    limit = "at its autoscaling maximum" if grows else "in all"
-    what = f"{len(config.peers)} peers x {config.placement.replicas} replicas"
-    if per_gpu * workers > gpus + 1e-6:
-        raise ConfigError(
-            f"{what} with {per_gpu:g} GPU each need {per_gpu * workers:g} GPUs; the cluster has {gpus:g} {limit}: "
-            f"give fewer --peers or --replicas, let them share with --gpus-per-worker "
-            f"{max(int(gpus / workers * 100), 0) / 100:g}, or use the CPU with --gpus-per-worker 0"
+    nodes = [
+        Node(
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            labels=node.get("Labels") or {},
         )
-    if per_cpu * workers > cpus + 1e-6:
-        raise ConfigError(
-            f"{what} with {per_cpu:g} CPU each need {per_cpu * workers:g} CPUs; the cluster has {cpus:g} {limit}: "
-            f"give fewer --peers or --replicas, or --cpus-per-worker {max(int(cpus / workers * 100), 1) / 100:g}"
-        )
-    threads = config.placement.threads or max(1, int(per_cpu))
-    return WorkerResources(cpus=per_cpu, gpus=per_gpu, threads=threads)
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    grown = ray._private.state.state.get_max_resources_from_cluster_config()
+    if grown:
+        # The autoscaler tells its maximum in sum only, so how that divides into nodes is left to it.
+        total = [Node(cpus=float(grown.get("CPU", 0)), gpus=float(grown.get("GPU", 0)))]
+        return worker_share(config, max(nodes, total, key=lambda n: sum(node.cpus for node in n)), grows=True)
+    resources = worker_share(config, nodes, grows=False)
+    check_labels(selectors(config.placement.peer_labels), config.placement.replicas, nodes, resources)
+    return resources
 
 
 def missing_now(config: TrainConfig, resources: WorkerResources) -> str | None:

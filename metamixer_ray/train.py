@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from metamixer_ray.capacity import WorkerResources
 from metamixer_ray.cli import parse, run_command
 from metamixer_ray.config import TrainConfig, flatten
 from metamixer_ray.data import Splits, load_splits, wants_quadruples
@@ -17,7 +18,7 @@ from metamixer_ray.interruption import stoppable
 from metamixer_ray.keeping import Keeper, plan_tracking
 from metamixer_ray.mixing import build_mixer
 from metamixer_ray.networks import StagedNetwork
-from metamixer_ray.placement import WorkerResources, connect, worker_resources
+from metamixer_ray.placement import connect, worker_resources
 from metamixer_ray.preparation import batch_order, build_peers
 from metamixer_ray.results import summarise, tested_row
 from metamixer_ray.runs import SUMMARY, Run, open_run

@@ -25,15 +25,20 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ray_cluster(_home: None) -> Iterator[str]:
-    """One local Ray cluster of two CPUs for the whole session; gives its address."""
+    """One Ray cluster for the whole session, two nodes of one CPU with the labels kind=a and kind=b; its address."""
     import ray
+    from ray.cluster_utils import Cluster
 
     from metamixer_ray.config import PlacementConfig
     from metamixer_ray.placement import connect
 
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    connect(PlacementConfig())
+    cluster = Cluster()
     try:
-        yield ray.get_runtime_context().gcs_address
+        cluster.add_node(num_cpus=1, labels={"kind": "a"}, include_dashboard=False)
+        cluster.add_node(num_cpus=1, labels={"kind": "b"})
+        connect(PlacementConfig(address=cluster.address))
+        yield cluster.address
     finally:
         ray.shutdown()
+        cluster.shutdown()

@@ -30,6 +30,27 @@ def fragile(*, classes: int, image_size: int) -> nn.Module:
     return Fragile()
 
 
+def tells_where(*, classes: int, image_size: int) -> nn.Module:
+    """The small network; while it trains, a buffer of it takes the letter of the label ``kind`` of its node."""
+    import ray
+
+    class TellsWhere(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network(classes=classes, image_size=image_size)
+            self.stage_names = ("body.0", "body.1")
+            self.register_buffer("node", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if self.training and ray.is_initialized():
+                kind = ray.get_runtime_context().get_node_labels()["kind"]
+                self.node.fill_(ord(kind[-1]))
+            logits: torch.Tensor = self.body(images)
+            return logits
+
+    return TellsWhere()
+
+
 def stripes() -> tuple[np.ndarray, list[int], np.ndarray, list[int]]:
     """Grey images of 16 x 16 with horizontal, vertical or diagonal stripes: 48 to train on, 12 to test on."""
     rng = np.random.default_rng(0)

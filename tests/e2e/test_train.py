@@ -167,7 +167,7 @@ def test_a_name_is_taken_once_and_a_finished_run_stays(finished: tuple[Path, dic
 
 
 def test_more_workers_than_the_cluster_can_hold(ray_cluster: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"need 3 CPUs; the cluster has 2 in all: .*--cpus-per-worker"):
+    with pytest.raises(ConfigError, match=r"need 3 CPUs; the cluster has 2 in all on 2 nodes: .*--cpus-per-worker"):
         train(tiny.config(tmp_path, peers=["resnet8"] * 3, cpus_per_worker=1.0))
     with pytest.raises(ConfigError, match="GPUs; the cluster has 0 in all"):
         train(tiny.config(tmp_path, gpus_per_worker=1.0))
@@ -200,3 +200,17 @@ def test_own_network_and_own_data(ray_cluster: str, tmp_path: Path) -> None:
     )
     assert summary["peers"][0]["network"] == "tests.e2e.own_parts:network"
     assert summary["epochs"] == 2
+
+
+@pytest.mark.parametrize("labels", [("kind=a", "kind=b"), ("kind=b", "kind=a")])
+def test_each_peer_runs_where_its_labels_say(ray_cluster: str, tmp_path: Path, labels: tuple[str, str]) -> None:
+    # The network tells on which node it was built: only the worker that keeps a peer trains it there.
+    peers = ["tests.e2e.own_parts:tells_where", "resnet8"]
+    config = tiny.config(tmp_path, name="placed", peers=peers, peer_labels=labels, image_size=16, epochs=1)
+    train(config)
+    assert tiny.final_state(tmp_path / "runs" / "placed", 0)["network"]["node"].item() == ord(labels[0][-1])
+
+
+def test_labels_that_no_node_has_are_refused(ray_cluster: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--peer-labels kind=c: .*kind=a, kind=b"):
+        train(tiny.config(tmp_path, peer_labels=["kind=c", "-"]))

@@ -1,0 +1,115 @@
+"""Whether a cluster's nodes can ever hold a training's workers, and what each worker may take. No Ray in here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from metamixer_ray.config import TrainConfig
+from metamixer_ray.errors import ConfigError
+
+# Four CPUs keep a GPU fed, and more threads than that seldom help networks of this size.
+MOST_CPUS = 4.0
+_SLACK = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """What one node has in all, free or not."""
+
+    cpus: float
+    gpus: float = 0.0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WorkerResources:
+    """What each worker reserves, and how it computes."""
+
+    cpus: float
+    gpus: float
+    threads: int
+
+    @property
+    def backend(self) -> str:
+        """NCCL refuses several ranks on one GPU, so shared GPUs exchange over gloo."""
+        return "nccl" if self.gpus >= 1 else "gloo"
+
+    def __str__(self) -> str:
+        if self.gpus:
+            return f"{self.gpus:g} GPU each, exchange over {self.backend}"
+        return f"{self.cpus:g} CPU each ({self.threads} thread{'s' * (self.threads > 1)}), exchange over gloo"
+
+
+def room(nodes: Sequence[Node], cpus: float, gpus: float) -> int:
+    """How many workers of ``cpus`` and ``gpus`` each the nodes hold; a worker lies on one node."""
+    held = 0
+    for node in nodes:
+        limits = [int(have / need + _SLACK) for have, need in ((node.cpus, cpus), (node.gpus, gpus)) if need > 0]
+        held += min(limits, default=10**6)
+    return held
+
+
+def worker_share(config: TrainConfig, nodes: Sequence[Node], *, grows: bool) -> WorkerResources:
+    """What each worker takes: what the options say, else an even share of the nodes.
+
+    Args:
+        nodes: all there can ever be.
+        grows: whether that is more than there is now (only words depend on it).
+
+    Raises:
+        ConfigError: the nodes can never hold all workers; says what is asked for, what there is, and what would fit.
+    """
+    placement, workers = config.placement, config.workers
+    gpus = placement.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if any(node.gpus for node in nodes) else 0.0
+    cpus = placement.cpus_per_worker
+    if cpus is None:
+        cpus = _largest_share(nodes, workers, gpus)
+    what = f"{len(config.peers)} peers x {placement.replicas} replicas"
+    there = "at its autoscaling maximum" if grows else "in all"
+    if len(nodes) > 1:
+        there += f" on {len(nodes)} nodes"
+    if room(nodes, 0.0, gpus) < workers:
+        total = sum(node.gpus for node in nodes)
+        raise ConfigError(
+            f"{what} with {gpus:g} GPU each need {gpus * workers:g} GPUs; the cluster has {total:g} {there}: "
+            f"give fewer --peers or --replicas, let them share with --gpus-per-worker "
+            f"{int(total / workers * 100) / 100:g}, or use the CPU with --gpus-per-worker 0"
+        )
+    if room(nodes, cpus, gpus) < workers:
+        total = sum(node.cpus for node in nodes)
+        raise ConfigError(
+            f"{what} with {cpus:g} CPU each need {cpus * workers:g} CPUs; the cluster has {total:g} {there}: "
+            f"give fewer --peers or --replicas, or --cpus-per-worker {_largest_share(nodes, workers, gpus):g}"
+        )
+    return WorkerResources(cpus=cpus, gpus=gpus, threads=placement.threads or max(1, int(cpus)))
+
+
+def check_labels(
+    wanted: Sequence[Mapping[str, str]], replicas: int, nodes: Sequence[Node], resources: WorkerResources
+) -> None:
+    """Refuse label selectors that the nodes can never satisfy.
+
+    Args:
+        wanted: per peer, the labels its nodes must have.
+
+    Raises:
+        ConfigError: names the peer, its labels, and the labels there are.
+    """
+    for peer, labels in enumerate(wanted):
+        alike = sum(1 for other in wanted if other == labels) * replicas
+        fitting = [node for node in nodes if labels.items() <= node.labels.items()]
+        if room(fitting, resources.cpus, resources.gpus) < alike:
+            have = sorted({f"{k}={v}" for node in nodes for k, v in node.labels.items() if k != "ray.io/node-id"})
+            text = ",".join(f"{k}={v}" for k, v in labels.items())
+            raise ConfigError(
+                f"--peer-labels {text}: the nodes with these labels ({len(fitting)}) can't hold peer {peer} and those "
+                f"like it, {alike} workers with {resources}; there are nodes with: {', '.join(have) or 'no labels'}"
+            )
+
+
+def _largest_share(nodes: Sequence[Node], workers: int, gpus: float) -> float:
+    """The most CPUs each worker can take: whole ones where that is possible, else hundredths."""
+    whole = [float(n) for n in range(int(MOST_CPUS), 0, -1)]
+    hundredths = [n / 100 for n in range(99, 0, -1)]
+    return next((cpus for cpus in [*whole, *hundredths] if room(nodes, cpus, gpus) >= workers), 0.01)
