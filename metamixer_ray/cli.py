@@ -1,5 +1,6 @@
 """The command line, made from the configuration's dataclasses."""
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -51,6 +52,8 @@ def run_command(body: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         return EXIT_USAGE
     except Stopped as error:
         return 128 + error.signum
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except TrainingFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED

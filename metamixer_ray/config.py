@@ -122,6 +122,12 @@ class TrainConfig:
                 raise ConfigError(f"{flag(name)} must be at least {least}, it is {getattr(self, name)}")
         if not self.peers:
             raise ConfigError("--peers needs at least one network")
+        for name, value, least in (
+            ("checkpoint_seconds", self.run.checkpoint_seconds, 0),
+            ("max_failures", self.placement.max_failures, 0),
+        ):
+            if not value >= least:
+                raise ConfigError(f"{flag(name)} must be at least {least}, it is {value}")
         if self.placement.replicas < 1:
             raise ConfigError(f"--replicas must be at least 1, it is {self.placement.replicas}")
         if self.run.keep_checkpoints < 1:
@@ -136,7 +142,7 @@ class TrainConfig:
                 f"--off-epochs {self.mixing.off_epochs} leaves none of the {self.epochs} --epochs mixed; "
                 "use --mixer none for that"
             )
-        if self.distillation.kd_warmup_epochs > self.epochs:
+        if (self.distillation.kd_warmup_epochs or 0) > self.epochs:
             raise ConfigError(
                 f"--kd-warmup-epochs {self.distillation.kd_warmup_epochs} is longer than the {self.epochs} --epochs"
             )

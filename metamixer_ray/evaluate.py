@@ -5,9 +5,8 @@ Gives the numbers that the training reported, or those on other data of the same
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,66 +19,85 @@ from metamixer_ray.data import DataConfig, Splits, eval_batches, load_splits
 from metamixer_ray.errors import ConfigError, DataError
 from metamixer_ray.evaluation import ScoreSums, probabilities_of
 from metamixer_ray.folder import RunFolder
-from metamixer_ray.keeping import load_trained
 from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.precision import resolve_precision
 from metamixer_ray.preparation import build_peers
 from metamixer_ray.reporting import peer_names
-from metamixer_ray.runs import read_config, storage_of
+from metamixer_ray.restoring import load_trained
+from metamixer_ray.runs import RUN, read_config, storage_of
 from metamixer_ray.tracking.summary import score_table
 from metamixer_ray.worker import EVALUATION_BATCH
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Score a trained run's peers and their ensemble on the test split."""
+    """Score a trained run's peers and their ensemble: on its own test split, or on other data of the same classes."""
 
     run: Annotated[str, tyro.conf.Positional]
     """The run: its folder or URI, or its name in the default storage."""
+    data: str | None = None
+    """Other data, named like --data in training: its test part, or all of a single Parquet file. Default: the run's."""
+    image_column: str | None = None
+    """Parquet column with the images; found by its type when there is only one."""
+    label_column: str | None = None
+    """Parquet column with the integer labels; found by its type when there is only one."""
+    data_root: str | None = None
+    """Folder that already holds a named torchvision set."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
     json: bool = False
     """Print JSON instead of a table."""
-    dataset: DataConfig = field(default_factory=DataConfig)
+
+    def dataset(self, image_size: int) -> DataConfig | None:
+        """The other data, brought to the size that the networks were trained on; None for the run's own."""
+        if self.data is None:
+            return None
+        alone = Path(self.data).is_file() or "*" in self.data
+        return DataConfig(
+            data=self.data,
+            test_data=self.data if alone else None,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            data_root=self.data_root,
+            image_size=image_size,
+        )
 
 
 def evaluate_run(
-    folder: RunFolder, dataset: DataConfig | None = None, device: torch.device | str = "cpu"
+    folder: RunFolder, options: EvaluateOptions | None = None, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
     """Scores of a run's peers and ensemble: ``{"peers": [...], "ensemble": ..., "agreement": ...}`` as in summary.json.
 
     Args:
-        dataset: other data of the same classes; None takes the run's own test split. Images are normalised as in
-            training, by the run's own statistics.
+        options: which data, if not the run's own test split. Images are normalised as in training.
 
     Raises:
         UserError: no such run, no checkpoint, or data that doesn't fit.
     """
-    config = read_config(folder)
-    if config is None:
+    config, facts = read_config(folder), folder.read_json(RUN)
+    if config is None or facts is None:
         raise ConfigError(
             f"there is no run in {folder}: give a run's folder, or its name in {storage_of(TrainConfig())}"
         )
-    device = torch.device(device)
-    own = load_splits(config.dataset)
-    splits = own if dataset is None or dataset == config.dataset else load_splits(dataset)
-    if len(splits.classes) != len(own.classes):
+    other = options.dataset(facts["image_size"]) if options else None
+    splits = load_splits(other or config.dataset)
+    if list(splits.classes) != facts["classes"]:
         raise DataError(
-            f"--data {dataset and dataset.data}: {len(splits.classes)} classes, but the run was trained on "
-            f"{len(own.classes)}; give data with the same classes in the same order"
+            f"--data {other and other.data}: its classes are {', '.join(splits.classes)[:200]}; the run was trained on "
+            f"{', '.join(facts['classes'])[:200]}: give data with the same classes in the same order"
         )
-    networks = build_peers(config, own)
-    with tempfile.TemporaryDirectory(prefix="metamixer_ray-") as scratch:
-        load_trained(networks, folder, config, Path(scratch))
-    return _score(config, networks, own, splits, device)
+    networks = build_peers(config, classes=len(facts["classes"]), image_size=facts["image_size"])
+    load_trained(networks, folder, None)
+    return _score(config, networks, splits, tuple(facts["mean"]), tuple(facts["std"]), torch.device(device))
 
 
 @torch.inference_mode()
 def _score(
     config: TrainConfig,
     networks: Sequence[StagedNetwork],
-    own: Splits,
     splits: Splits,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     device: torch.device,
 ) -> dict[str, Any]:
     precision = resolve_precision(config.precision, device)
@@ -90,7 +108,7 @@ def _score(
         network.to(device).eval()
     for batch in eval_batches(splits.test, batch_size=EVALUATION_BATCH, replica=0, replicas=1):
         labels, pixels = batch.labels.to(device), batch.images.to(device)
-        each = torch.stack([probabilities_of(n, pixels, own.mean, own.std, precision) for n in networks])
+        each = torch.stack([probabilities_of(n, pixels, mean, std, precision) for n in networks])
         for peer_sums, probabilities in zip(sums, each, strict=True):
             peer_sums.add(probabilities, labels)
         together.add(each.mean(dim=0), labels)
@@ -120,19 +138,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command ``python -m metamixer_ray.evaluate``; returns its exit status."""
 
     def body(words: Sequence[str]) -> None:
-        named = next((word for word in words if not word.startswith("-")), None)
-        theirs = read_config(find_run(named)) if named else None
-        options: EvaluateOptions = tyro.cli(
-            EvaluateOptions,
-            prog="python -m metamixer_ray.evaluate",
-            args=list(words),
-            default=EvaluateOptions(run=tyro.MISSING, dataset=theirs.dataset if theirs else DataConfig()),
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
+        options: EvaluateOptions = tyro.cli(EvaluateOptions, prog="python -m metamixer_ray.evaluate", args=list(words))
         device = options.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        scores = evaluate_run(find_run(options.run), options.dataset, device)
+        scores = evaluate_run(find_run(options.run), options, device)
         print(json.dumps(scores, indent=2) if options.json else as_table(scores))
 
     return run_command(body, argv)

@@ -19,6 +19,7 @@ from metamixer_ray.folder import RunFolder
 from metamixer_ray.interruption import aside
 from metamixer_ray.placement import missing_now, scaling
 from metamixer_ray.reporting import EpochReporter, TrackingPlan, first_line
+from metamixer_ray.restoring import repair_snapshot
 from metamixer_ray.runs import METRICS
 from metamixer_ray.session import ray_worker
 from metamixer_ray.tracking import Console, Journal
@@ -55,7 +56,12 @@ def fit(
         live.touch()
         trainer = TorchTrainer(
             ray_worker,
-            train_loop_config={"config": to_settings(config), "threads": resources.threads},
+            train_loop_config={
+                "config": to_settings(config),
+                "threads": resources.threads,
+                "folder": folder.uri,
+                "start": repair_snapshot(folder, len(config.peers)),
+            },
             torch_config=TorchConfig(backend=resources.backend, timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
             scaling_config=scaling(config, resources),
             run_config=ray.train.RunConfig(
@@ -79,7 +85,7 @@ def fit(
         with follow(live, console):
             try:
                 aside(trainer.fit)
-            except ray.train.TrainingFailedError as error:
+            except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
                 raise _told(error, folder) from error
             finally:
                 console.close()
@@ -93,7 +99,7 @@ def fit(
     return rows
 
 
-def _told(error: ray.train.TrainingFailedError, folder: RunFolder) -> Exception:
+def _told(error: Exception, folder: RunFolder) -> Exception:
     """What a person should read of Ray's error."""
     failure = getattr(error, "controller_failure", None)
     if isinstance(failure, UserError):

@@ -10,16 +10,14 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from metamixer_ray.checkpoint import read_peer
-from metamixer_ray.config import TrainConfig, flatten, home, identity
+from metamixer_ray.config import TrainConfig, flatten, home
 from metamixer_ray.data import Splits
-from metamixer_ray.errors import CheckpointError
-from metamixer_ray.folder import RunFolder
 from metamixer_ray.networks import StagedNetwork
-from metamixer_ray.portraits import draw_figures
+from metamixer_ray.portraits import FIGURES, figure_makers
 from metamixer_ray.reporting import TrackingPlan, peer_names
+from metamixer_ray.restoring import checkpoint_identity, load_trained
 from metamixer_ray.results import tested_row
-from metamixer_ray.runs import CONFIG, SUMMARY, Run
+from metamixer_ray.runs import CONFIG, SUMMARY, TRACKED, Run
 from metamixer_ray.tracking import Console, MlflowWriter, Places, RunSummary, run_description
 from metamixer_ray.tracking.figures import figure_png
 from metamixer_ray.tracking.models import ModelExportError, export_network
@@ -90,7 +88,8 @@ class Keeper:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self._open().finish("FINISHED", FINISH_SECONDS)
+            if self._open().finish("FINISHED", FINISH_SECONDS):
+                self._run.folder.write(TRACKED, "")
         else:
             stopped = issubclass(kind, KeyboardInterrupt | SystemExit)
             if stopped:
@@ -123,27 +122,43 @@ class Keeper:
         alone_rows: Sequence[Mapping[str, Any]] | None,
         summary: Mapping[str, Any],
     ) -> Places:
-        """Write figures, models and the summary; the summary last, since it marks the run as finished.
+        """Write the figures and the summary (last, since it marks the run as finished), and send all to MLflow.
 
         ``networks`` get the trained weights.
         """
+        folder = self._run.folder
+        load_trained(networks, folder, checkpoint_identity(self._config, splits))
+        for name, draw in figure_makers(self._config, splits, networks, rows, alone_rows).items():
+            try:
+                figure = draw()
+                if figure is not None:
+                    folder.write(f"figures/{name}.png", figure_png(figure))
+            except Exception as error:
+                # Nothing that was trained may be lost for a picture.
+                self._console.warn(f"figure {name!r} could not be drawn: {error}")
+        folder.write_json(SUMMARY, summary)
+        return self.send(splits, networks, rows, summary)
+
+    def send(
+        self,
+        splits: Splits,
+        networks: Sequence[StagedNetwork],
+        rows: Sequence[Mapping[str, Any]],
+        summary: Mapping[str, Any],
+    ) -> Places:
+        """Send what the run folder holds to MLflow. ``networks`` have the trained weights."""
         folder, writer = self._run.folder, self._open()
         writer.offer(rows)
-        load_trained(networks, folder, self._config, Path(self._scratch.name) / "checkpoint")
-        for name, figure in draw_figures(self._config, splits, networks, rows, alone_rows).items():
-            png = figure_png(figure)
-            folder.write(f"figures/{name}.png", png)
-            writer.log_figures({name: png})
-        if self._config.run.log_models:
-            self._log_models(splits, networks)
-        before = [peer["top1"] for peer in summary["baseline"]["peers"]] if alone_rows else None
+        before = [peer["top1"] for peer in summary["baseline"]["peers"]] if "baseline" in summary else None
         if before:
             gains = {f"gain/peer{i}": peer["gain"] for i, peer in enumerate(summary["peers"])}
             writer.log_metrics(gains, self._config.epochs)
         writer.set_tags({"mlflow.note.content": run_description(self._announced, tested_row(rows[-1]), before)})
-        folder.write_json(SUMMARY, summary)
-        for name in (CONFIG, SUMMARY):
-            writer.log_artifact(folder.read(name) or b"", name)
+        for name in (CONFIG, SUMMARY, *(f"figures/{figure}.png" for figure in FIGURES)):
+            if (content := folder.read(name)) is not None:
+                writer.log_artifact(content, name)
+        if self._config.run.log_models:
+            self._log_models(splits, networks)
         return self._places()
 
     def _open(self) -> MlflowWriter:
@@ -181,22 +196,3 @@ class Keeper:
         else:
             command = f"mlflow ui --backend-store-uri {store}"
         return Places(run_folder=str(folder), figures=f"{folder}/figures", tracking=link, ui_command=command)
-
-
-def load_trained(networks: Sequence[StagedNetwork], folder: RunFolder, config: TrainConfig, scratch: Path) -> None:
-    """Give ``networks`` the weights of the newest checkpoint in a run folder.
-
-    Raises:
-        CheckpointError: no checkpoint, or one that is torn or another configuration's.
-    """
-    name = last_checkpoint(folder)
-    if name is None:
-        raise CheckpointError(f"there is no checkpoint in {folder}; was this run trained to its end?")
-    local = folder.fetch(name, scratch)
-    for peer, network in enumerate(networks):
-        network.network.load_state_dict(read_peer(local, peer, identity(config))["network"])
-
-
-def last_checkpoint(folder: RunFolder) -> str | None:
-    """The name of the newest checkpoint in a run folder; names sort by how far the training was."""
-    return max((name for name in folder.children() if name.startswith("checkpoint-")), default=None)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Sequence
 
 import ray
@@ -26,10 +27,10 @@ def connect(placement: PlacementConfig, *, verbose: bool = False) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
         return
-    address = placement.address or os.environ.get("RAY_ADDRESS")
+    address = placement.address or os.environ.get("RAY_ADDRESS") or _running_here()
     try:
         ray.init(
-            address=address,
+            address=address or "local",
             include_dashboard=None if address else False,
             log_to_driver=verbose,
             logging_level=logging.INFO if verbose else logging.ERROR,
@@ -42,6 +43,22 @@ def connect(placement: PlacementConfig, *, verbose: bool = False) -> None:
             f"--address {address}: no Ray cluster to join there ({reason}); start one with 'ray start --head', "
             "or leave --address and $RAY_ADDRESS out for a local one"
         ) from None
+
+
+def _running_here() -> str | None:
+    """The address of a cluster that runs on this machine, as ``ray start`` noted it; None when nobody answers there.
+
+    ``ray.init`` would take the note at its word, and wait for a cluster that was killed.
+    """
+    address: str | None = ray._private.utils.read_ray_address()
+    if not address:
+        return None
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=2):
+            return address
+    except OSError:
+        return None
 
 
 def selectors(peer_labels: Sequence[str]) -> list[dict[str, str]]:

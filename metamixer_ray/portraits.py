@@ -1,6 +1,6 @@
 """Pictures of one training: how it went, what was mixed, where each peer looks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,28 +25,29 @@ from metamixer_ray.tracking.figures import (
     mixing_sheet,
 )
 
+FIGURES = ("learning_curves", "agreement", "mixing", "attention")
 QUADRUPLES_SHOWN = 4
 IMAGES_SHOWN = 6
 DRAWS = 200
 
 
-def draw_figures(
+def figure_makers(
     config: TrainConfig,
     splits: Splits,
     networks: Sequence[StagedNetwork],
     rows: Sequence[Mapping[str, Any]],
     alone_rows: Sequence[Mapping[str, Any]] | None,
-) -> dict[str, Figure]:
-    """All figures of a training by name. ``networks`` are the trained peers, on the CPU."""
-    figures = {"learning_curves": learning_curves(rows, alone_rows)}
-    agreement, mixing = agreement_curves(rows), draw_mixing(config, splits)
-    if agreement is not None:
-        figures["agreement"] = agreement
-    if mixing is not None:
-        figures["mixing"] = mixing
-    if all("BC" not in network.layouts for network in networks):
-        figures["attention"] = draw_attention(config, splits, networks)
-    return figures
+) -> dict[str, Callable[[], Figure | None]]:
+    """How to draw each figure of a training, by name; None where there is nothing to draw.
+
+    ``networks`` are the trained peers, on the CPU.
+    """
+    return {
+        "learning_curves": lambda: learning_curves(rows, alone_rows),
+        "agreement": lambda: agreement_curves(rows),
+        "mixing": lambda: draw_mixing(config, splits),
+        "attention": lambda: draw_attention(config, splits, networks),
+    }
 
 
 def draw_mixing(config: TrainConfig, splits: Splits) -> Figure | None:
@@ -90,8 +91,13 @@ def draw_mixing(config: TrainConfig, splits: Splits) -> Figure | None:
 
 
 @torch.inference_mode()
-def draw_attention(config: TrainConfig, splits: Splits, networks: Sequence[StagedNetwork]) -> Figure:
-    """Test images, evenly over the classes, with each peer's attention per stage."""
+def draw_attention(config: TrainConfig, splits: Splits, networks: Sequence[StagedNetwork]) -> Figure | None:
+    """Test images, evenly over the classes, with each peer's attention per stage.
+
+    None when a stage's output has no places to look at.
+    """
+    if any("BC" in network.layouts for network in networks):
+        return None
     labels = splits.test.labels
     chosen = [int((labels == c).nonzero()[0]) for c in range(len(splits.classes)) if bool((labels == c).any())][
         :IMAGES_SHOWN

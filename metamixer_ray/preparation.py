@@ -18,7 +18,7 @@ READ_AS: dict[str, Layout] = {
 }
 
 
-def build_peers(config: TrainConfig, splits: Splits) -> list[StagedNetwork]:
+def build_peers(config: TrainConfig, *, classes: int, image_size: int) -> list[StagedNetwork]:
     """All peers' networks with their initial weights, each a pure function of (seed, peer).
 
     Every rank builds all of them, so that all agree on the stages they have in common; only one is kept.
@@ -30,14 +30,7 @@ def build_peers(config: TrainConfig, splits: Splits) -> list[StagedNetwork]:
     networks = []
     for peer, name in enumerate(config.peers):
         torch.manual_seed(torch_seed(config.seed, "initial weights", peer))
-        networks.append(
-            build_network(
-                name,
-                classes=len(splits.classes),
-                image_size=splits.train.image_size,
-                config=config.networks,
-            )
-        )
+        networks.append(build_network(name, classes=classes, image_size=image_size, config=config.networks))
     resolve_stages(config.mixing, min(len(network.stage_names) for network in networks))
     return networks
 

@@ -108,7 +108,9 @@ class EpochReporter(ray.train.UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """See :class:`ray.train.UserCallback`."""
-        self._failures = 0
+        if not metrics[0].get("again"):
+            # What a restarted worker repeats is no progress.
+            self._failures = 0
         if metrics[0]["event"] != "epoch":
             return
         if self._journal is None or self._writer is None:
@@ -116,8 +118,9 @@ class EpochReporter(ray.train.UserCallback):
             self._journal = Journal(folder.filesystem, folder.path("metrics.jsonl"))
             self._writer = self.tracking.writer(lambda text: self._tell({"event": "warning", "message": text}))
         row = assemble_row(metrics, self.peers)
-        self._journal.append(row)
-        self._tell({"event": "epoch", "row": row})
+        if all(known["epoch"] != row["epoch"] for known in self._journal.rows()):
+            self._journal.append(row)
+            self._tell({"event": "epoch", "row": row})
         self._writer.offer(self._journal.rows())
         if row["epoch"] == self.epochs:
             # The controller ends soon after; what can't be sent by then, the driver sends.

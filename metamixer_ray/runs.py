@@ -10,10 +10,13 @@ from typing import Any
 import yaml
 
 from metamixer_ray.config import TrainConfig, from_settings, home, identity, to_yaml
+from metamixer_ray.data import Splits
 from metamixer_ray.errors import ConfigError, UserError
 from metamixer_ray.folder import RunFolder
 
 CONFIG, METRICS, SUMMARY, RUN = "config.yaml", "metrics.jsonl", "summary.json", "run.json"
+# Is there when MLflow has everything.
+TRACKED = ".tracked"
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Run:
 
     folder: RunFolder
     key: str
+    new: bool = False
+    """Whether nothing of it is on disk yet, see :func:`create_run`."""
 
     @property
     def name(self) -> str:
@@ -43,14 +48,14 @@ def default_name(config: TrainConfig) -> str:
 
 
 def open_run(config: TrainConfig) -> Run:
-    """The folder of a new run, or with ``--resume`` of an unfinished one.
+    """A new run, or with ``--resume`` one that is there; nothing is written.
 
     Raises:
         ConfigError: a name that is taken, nothing to resume, or settings that differ from the run's.
     """
     storage = storage_of(config)
     if not config.run.resume:
-        return _create(config, storage)
+        return _new(config, storage)
     if config.run.name is not None:
         folder = storage.inside(config.run.name)
         theirs = read_config(folder)
@@ -88,7 +93,28 @@ def read_config(folder: RunFolder) -> TrainConfig | None:
     return from_settings(settings, source=source)
 
 
-def _create(config: TrainConfig, storage: RunFolder) -> Run:
+def create_run(run: Run, config: TrainConfig, splits: Splits) -> None:
+    """Make a new run's folder with its configuration, and what of its data the trained networks depend on.
+
+    Raises:
+        ConfigError: the storage can't be written.
+    """
+    run.folder.create()
+    facts = {
+        "key": run.key,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "classes": list(splits.classes),
+        "mean": list(splits.mean),
+        "std": list(splits.std),
+        "image_size": splits.train.image_size,
+        "data_fingerprint": splits.fingerprint,
+    }
+    run.folder.write_json(RUN, facts)
+    # What it takes to repeat the run; whether that was a resume, and under which name, is not part of it.
+    run.folder.write(CONFIG, to_yaml(replace(config, run=replace(config.run, resume=False, name=None))))
+
+
+def _new(config: TrainConfig, storage: RunFolder) -> Run:
     folder = storage.inside(config.run.name or default_name(config))
     if config.run.name is None and folder.exists(CONFIG):
         # Two runs of the same settings in the same second.
@@ -97,12 +123,7 @@ def _create(config: TrainConfig, storage: RunFolder) -> Run:
         raise ConfigError(
             f"--name {folder.name!r} is taken in {storage}: add --resume to continue that run, or choose another name"
         )
-    folder.create()
-    run = Run(folder, uuid.uuid4().hex)
-    folder.write_json(RUN, {"key": run.key, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-    # What it takes to repeat the run; whether that was a resume, and under which name, is not part of it.
-    folder.write(CONFIG, to_yaml(replace(config, run=replace(config.run, resume=False, name=None))))
-    return run
+    return Run(folder, uuid.uuid4().hex, new=True)
 
 
 def _newest_unfinished(config: TrainConfig, storage: RunFolder) -> tuple[RunFolder, TrainConfig]:

@@ -12,22 +12,29 @@ import torch
 import torch.distributed as dist
 
 from metamixer_ray.config import from_settings
+from metamixer_ray.folder import RunFolder
 from metamixer_ray.mesh import build_mesh, seats
 from metamixer_ray.placement import selectors
 from metamixer_ray.worker import WriteCheckpoint, train_peer
 
 
 class RaySession:
-    """The :class:`~metamixer_ray.worker.Session` of a Ray Train worker."""
+    """The :class:`~metamixer_ray.worker.Session` of a Ray Train worker.
 
-    def __init__(self) -> None:
+    Args:
+        folder: the run's.
+        start: name of a checkpoint in it to start from while Ray Train knows of none.
+    """
+
+    def __init__(self, folder: RunFolder, start: str | None) -> None:
+        self._folder, self._start = folder, start
         self._scratch = tempfile.TemporaryDirectory(prefix="metamixer_ray-")
 
     def start_from(self) -> Path | None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        return Path(checkpoint.to_directory(str(Path(self._scratch.name) / "start")))
+        checkpoint, target = ray.train.get_checkpoint(), Path(self._scratch.name) / "start"
+        if checkpoint is not None:
+            return Path(checkpoint.to_directory(str(target)))
+        return None if self._start is None else self._folder.fetch(self._start, target)
 
     def report(self, metrics: dict[str, Any], write: WriteCheckpoint | None, name: str | None) -> None:
         with tempfile.TemporaryDirectory(prefix="metamixer_ray-") as folder:
@@ -39,7 +46,7 @@ class RaySession:
 
 
 def ray_worker(settings: Mapping[str, Any]) -> None:
-    """The function that Ray Train runs on every worker. ``settings``: ``{"config": ..., "threads": int}``."""
+    """The function that Ray Train runs on every worker. ``settings``: ``{"config", "threads", "folder", "start"}``."""
     config = from_settings(settings["config"])
     torch.set_num_threads(settings["threads"])
     device = ray.train.torch.get_device()
@@ -49,4 +56,4 @@ def ray_worker(settings: Mapping[str, Any]) -> None:
         dist.all_gather_object(node_labels, dict(ray.get_runtime_context().get_node_labels()))
     seating = seats(wanted, len(config.peers), config.placement.replicas, node_labels)
     mesh = build_mesh(len(config.peers), config.placement.replicas, device, seating)
-    train_peer(config, mesh, device, RaySession())
+    train_peer(config, mesh, device, RaySession(RunFolder(settings["folder"]), settings["start"]))

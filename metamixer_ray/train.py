@@ -12,7 +12,7 @@ from typing import Any
 from metamixer_ray.capacity import WorkerResources
 from metamixer_ray.cli import parse, run_command
 from metamixer_ray.config import TrainConfig, flatten
-from metamixer_ray.data import Splits, load_splits, wants_quadruples
+from metamixer_ray.data import NAMED_SOURCES, Splits, load_splits, wants_quadruples
 from metamixer_ray.fitting import fit
 from metamixer_ray.interruption import stoppable
 from metamixer_ray.keeping import Keeper, plan_tracking
@@ -20,9 +20,10 @@ from metamixer_ray.mixing import build_mixer
 from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.placement import connect, worker_resources
 from metamixer_ray.preparation import batch_order, build_peers
+from metamixer_ray.restoring import checkpoint_identity, load_trained
 from metamixer_ray.results import summarise, tested_row
-from metamixer_ray.runs import SUMMARY, Run, open_run
-from metamixer_ray.tracking import Console, PeerSummary, RunSummary
+from metamixer_ray.runs import METRICS, SUMMARY, TRACKED, Run, create_run, open_run
+from metamixer_ray.tracking import Console, Journal, PeerSummary, RunSummary
 from metamixer_ray.tracking.provenance import repeat_command
 
 
@@ -41,18 +42,27 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     config = with_absolute_paths(config)
     config.check()
     splits = load_splits(config.dataset, processes=os.cpu_count() or 1)
-    networks = build_peers(config, splits)
+    networks = build_peers(config, classes=len(splits.classes), image_size=splits.train.image_size)
     steps = batch_order(config, splits).steps_per_epoch
+    run = open_run(config)
+    finished = run.folder.read_json(SUMMARY)
+    if finished is not None and run.folder.exists(TRACKED):
+        console.note(f"run {run.name!r} is finished already: {run.folder}/{SUMMARY}")
+        return finished
+
     connect(config.placement, verbose=config.run.verbose)
     resources = worker_resources(config)
-    run = open_run(config)
-    if run.folder.exists(SUMMARY):
-        console.note(f"run {run.name!r} is finished already: {run.folder}/{SUMMARY}")
-        return run.folder.read_json(SUMMARY) or {}
-
+    if run.new:
+        create_run(run, config, splits)
     announced = announce(config, run, splits, networks, steps, resources)
     console.opening(announced)
     tracking = plan_tracking(config, run, announced)
+    if finished is not None:
+        console.note("this run is finished already; MLflow gets what it missed")
+        with stoppable(), Keeper(config, run, tracking, announced, console) as keeper:
+            load_trained(networks, run.folder, checkpoint_identity(config, splits))
+            keeper.send(splits, networks, Journal(run.folder.filesystem, run.folder.path(METRICS)).rows(), finished)
+        return finished
     with stoppable(), Keeper(config, run, tracking, announced, console) as keeper:
         rows = fit(config, resources, run.folder, tracking, console)
         alone_rows = None
@@ -98,7 +108,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Workers run in folders of their own, so paths are made absolute before anything is sent to them."""
 
     def absolute(text: str | None) -> str | None:
-        if text is None or "://" in text:
+        if text is None or "://" in text or text in NAMED_SOURCES:
             return text
         path = Path(text).expanduser()
         return str(path.absolute()) if path.exists() or "/" in text else text

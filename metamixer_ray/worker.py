@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from metamixer_ray.checkpoint import Progress, restore_peer, save_peer
-from metamixer_ray.config import TrainConfig, identity
+from metamixer_ray.config import TrainConfig
 from metamixer_ray.data import (
     Batch,
     BatchOrder,
@@ -49,6 +49,7 @@ from metamixer_ray.optimisation import build_optimizer, learning_rate
 from metamixer_ray.precision import autocast, resolve_precision
 from metamixer_ray.preparation import READ_AS, batch_order, build_peers
 from metamixer_ray.randomness import torch_seed
+from metamixer_ray.restoring import checkpoint_identity
 
 EVALUATION_BATCH = 500
 MAX_SKIPPED_IN_A_ROW = 20
@@ -104,14 +105,15 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
         PeersDrifted: peers are at different steps, which can't be mended.
     """
     peer = set_up(config, mesh, device)
+    identified = checkpoint_identity(config, peer.splits)
     progress, start = Progress(), session.start_from()
     if start is not None:
-        progress = restore_peer(start, mesh.peer, peer.network.network, peer.optimizer, identity(config))
+        progress = restore_peer(start, mesh.peer, peer.network.network, peer.optimizer, identified)
         if progress.last_report is not None:
             # Whoever keeps the rows may have died between taking the checkpoint and writing the row. A row that is
             # there already is not written twice.
             # The file is the first replica's, so each says again who it is.
-            session.report(progress.last_report | {"replica": mesh.replica}, None, None)
+            session.report(progress.last_report | {"replica": mesh.replica, "again": True}, None, None)
     while progress.epoch < config.epochs:
         train_epoch(peer, progress, session)
 
@@ -119,7 +121,7 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
 def set_up(config: TrainConfig, mesh: PeerMesh, device: torch.device) -> Peer:
     """Everything a rank needs, made from the configuration alone."""
     splits = load_splits(config.dataset)
-    networks = build_peers(config, splits)
+    networks = build_peers(config, classes=len(splits.classes), image_size=splits.train.image_size)
     stage_counts = [len(network.stage_names) for network in networks]
     network = networks[mesh.peer].to(device)
     for parameter in network.parameters():
@@ -268,7 +270,7 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     # What it learns.
     kd = peer.distiller.loss(logits, heard)
     unlikeness = statistics_loss(statistics, heard)
-    kd_weight = config.distillation.kd_weight * kd_ramp(config.distillation, now)
+    kd_weight = config.distillation.kd_weight * kd_ramp(config.distillation, now, config.epochs)
     loss = cross_entropy + kd_weight * kd
     if config.distillation.statistics_weight > 0:
         loss = loss + config.distillation.statistics_weight * unlikeness
@@ -328,7 +330,7 @@ def checkpoint_writer(peer: Peer, progress: Progress) -> WriteCheckpoint | None:
         return None
 
     def write(folder: Path) -> None:
-        identified = identity(peer.config)
+        identified = checkpoint_identity(peer.config, peer.splits)
         save_peer(folder, peer.mesh.peer, peer.network.network, peer.optimizer, progress, identified)
 
     return write

@@ -6,6 +6,8 @@ from typing import Literal
 
 from metamixer_ray.errors import ConfigError
 
+WARMUP_SHARE = 0.25
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
@@ -26,9 +28,9 @@ class DistillConfig:
     """Softens predictions before they are compared; the loss is multiplied by its square, so gradients keep
     their scale."""
 
-    kd_warmup_epochs: float = 0.0
-    """Epochs over which the distillation weight grows linearly from zero; fractions count. 0 = full weight at
-    once."""
+    kd_warmup_epochs: float | None = None
+    """Epochs over which the distillation weight grows linearly from zero; fractions count. Default: a quarter of all
+    epochs. With 0 peers that know nothing yet pull each other to saying nothing, and may stay there."""
 
     statistics: Literal["none", "attention", "similarity"] = "attention"
     """Feature statistics that peers exchange per stage: 'attention' maps (where a peer looks), 'similarity'
@@ -47,7 +49,8 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         _at_least_zero("--kd-weight", self.kd_weight)
-        _at_least_zero("--kd-warmup-epochs", self.kd_warmup_epochs)
+        if self.kd_warmup_epochs is not None:
+            _at_least_zero("--kd-warmup-epochs", self.kd_warmup_epochs)
         _at_least_zero("--statistics-weight", self.statistics_weight)
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ConfigError(f"--temperature must be a positive number, not {self.temperature}; try --temperature 3")
@@ -73,11 +76,10 @@ def _at_least_zero(option: str, value: float) -> None:
         raise ConfigError(f"{option} must be a number of at least 0, not {value}")
 
 
-def kd_ramp(config: DistillConfig, epoch_progress: float) -> float:
-    """The factor in [0, 1] on ``kd_weight`` after ``epoch_progress`` epochs (fractions count).
+def kd_ramp(config: DistillConfig, epoch_progress: float, epochs: int) -> float:
+    """The factor in [0, 1] on ``kd_weight`` after ``epoch_progress`` of ``epochs`` epochs (fractions count).
 
-    Linear over ``kd_warmup_epochs``, then 1; always 1 when there is no warm-up.
+    Linear over ``kd_warmup_epochs`` (None: a quarter of ``epochs``), then 1; always 1 when there is no warm-up.
     """
-    if config.kd_warmup_epochs == 0:
-        return 1.0
-    return min(1.0, max(0.0, epoch_progress / config.kd_warmup_epochs))
+    warmup = WARMUP_SHARE * epochs if config.kd_warmup_epochs is None else config.kd_warmup_epochs
+    return 1.0 if warmup == 0 else min(1.0, max(0.0, epoch_progress / warmup))

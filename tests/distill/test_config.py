@@ -40,13 +40,16 @@ def test_defaults_are_possible() -> None:
 @given(warmup=st.floats(0.01, 300), progress=st.floats(0, 400))
 def test_ramp_is_linear_then_one(warmup: float, progress: float) -> None:
     config = DistillConfig(kd_warmup_epochs=warmup)
-    assert kd_ramp(config, progress) == pytest.approx(min(1.0, progress / warmup))
-    assert kd_ramp(config, 0.0) == 0
-    assert kd_ramp(config, warmup / 2) == pytest.approx(0.5)
+    assert kd_ramp(config, progress, epochs=100) == pytest.approx(min(1.0, progress / warmup))
+    assert kd_ramp(config, 0.0, epochs=100) == 0
+    assert kd_ramp(config, warmup / 2, epochs=100) == pytest.approx(0.5)
 
 
 def test_no_warmup_is_full_weight_at_once() -> None:
-    assert kd_ramp(DistillConfig(), 0.0) == 1
+    assert kd_ramp(DistillConfig(kd_warmup_epochs=0), 0.0, epochs=100) == 1
+    # Unless it is given, a quarter of all epochs.
+    assert kd_ramp(DistillConfig(), 5.0, epochs=40) == 0.5
+    assert kd_ramp(DistillConfig(), 10.0, epochs=40) == 1
 
 
 def test_every_option_is_explained() -> None:

@@ -30,6 +30,27 @@ def fragile(*, classes: int, image_size: int) -> nn.Module:
     return Fragile()
 
 
+def breaks_later(*, classes: int, image_size: int) -> nn.Module:
+    """A network that raises from its sixth step on, also after a restart."""
+
+    class BreaksLater(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network(classes=classes, image_size=image_size)
+            self.stage_names = ("body.0", "body.1")
+            self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                self.steps.add_(1)
+                if self.steps.item() > 5:
+                    raise OSError("worn out")
+            logits: torch.Tensor = self.body(images)
+            return logits
+
+    return BreaksLater()
+
+
 def tells_where(*, classes: int, image_size: int) -> nn.Module:
     """The small network; while it trains, a buffer of it takes the letter of the label ``kind`` of its node."""
     import ray

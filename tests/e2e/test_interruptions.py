@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -119,3 +120,30 @@ def test_a_killed_driver_is_resumed_by_the_same_command(ray_cluster: str, uninte
 def test_hopeless_values_stop_the_run_and_name_the_peer(ray_cluster: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match=r"non-finite values in peer 1 \(tests.e2e.own_parts:fragile\)"):
         train(tiny.config(tmp_path, peers=["resnet8", "tests.e2e.own_parts:fragile"], image_size=16, epochs=10))
+
+
+def test_a_torn_snapshot_is_survived(uninterrupted: Path, tmp_path: Path) -> None:
+    config = tiny.config(tmp_path, name="torn", epochs=EPOCHS)
+    folder = tmp_path / "runs" / "torn"
+    stop = threading.Thread(target=lambda: _wait_for(lambda: _recorded(folder) >= 3) and _kill_all())
+    stop.start()
+    with pytest.raises(TrainingFailed):
+        train(replace(config, placement=replace(config.placement, max_failures=0)))
+    stop.join()
+    snapshot = folder / "checkpoint_manager_snapshot.json"
+    snapshot.write_text(snapshot.read_text()[:100])
+    train(replace(config, run=replace(config.run, resume=True)))
+    _assert_equal_runs(uninterrupted, folder)
+
+
+def _kill_all() -> None:
+    for worker in _workers(os.getpid()):
+        worker.send_signal(signal.SIGKILL)
+
+
+def test_what_always_fails_is_given_up(ray_cluster: str, tmp_path: Path) -> None:
+    peers = ["tests.e2e.own_parts:breaks_later", "resnet8"]
+    with pytest.raises(TrainingFailed, match=r"failed 3 times in a row without any progress; last: .*worn out"):
+        train(tiny.config(tmp_path, name="broken", peers=peers, image_size=16, epochs=5))
+    # The epoch before it broke was recorded once, and is still there.
+    assert [row["epoch"] for row in tiny.rows(tmp_path / "runs" / "broken")] == [1]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,11 @@ def test_evaluate_as_a_command(finished: tuple[Path, dict[str, Any]], tmp_path: 
     done = tiny.command(str(folder), "--json", module="metamixer_ray.evaluate")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["peers"][0]["top1"] == summary["peers"][0]["top1"]
+    # The order of words must not matter, nor may other data be taken for the run's own.
+    other = ["--data", "tests.e2e.own_parts:stripes", "--device", "cpu", str(folder)]
+    refused = tiny.command(*other, module="metamixer_ray.evaluate")
+    assert refused.returncode == 2
+    assert "its classes are 0, 1, 2; the run was trained on 0, 1, 2, 3" in refused.stderr
     nowhere = tiny.command(str(tmp_path), module="metamixer_ray.evaluate")
     assert nowhere.returncode == 2
     assert "no run in" in nowhere.stderr
@@ -214,3 +220,17 @@ def test_each_peer_runs_where_its_labels_say(ray_cluster: str, tmp_path: Path, l
 def test_labels_that_no_node_has_are_refused(ray_cluster: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--peer-labels kind=c: .*kind=a, kind=b"):
         train(tiny.config(tmp_path, peer_labels=["kind=c", "-"]))
+
+
+def test_what_mlflow_missed_is_sent_when_it_is_back(ray_cluster: str, tmp_path: Path) -> None:
+    away = f"sqlite:///{tmp_path}/a-file/mlflow.db"
+    (tmp_path / "a-file").write_text("in the way")
+    config = tiny.config(tmp_path, name="late", epochs=2, tracking_uri=away)
+    summary = train(config)
+    assert summary["epochs"] == 2
+    (tmp_path / "a-file").unlink()
+    assert train(replace(config, run=replace(config.run, resume=True))) == summary
+    client = MlflowClient(away)
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert run.info.status == "FINISHED"
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "peer1/top1")] == [1, 2]

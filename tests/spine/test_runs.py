@@ -6,14 +6,23 @@ from typing import Any
 import pytest
 
 from metamixer_ray.config import TrainConfig, flatten, from_settings, read_yaml
+from metamixer_ray.data import load_splits
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.folder import RunFolder
-from metamixer_ray.runs import RUN, SUMMARY, default_name, open_run, read_config, storage_of
+from metamixer_ray.runs import RUN, SUMMARY, Run, create_run, default_name, open_run, read_config, storage_of
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Path:
     return tmp_path / "runs"
+
+
+def made(config: TrainConfig) -> Run:
+    """Open a run, and create it when it is new, as a training does."""
+    run = open_run(config)
+    if run.new:
+        create_run(run, config, load_splits(config.dataset))
+    return run
 
 
 def wanted(storage: Path, **settings: Any) -> TrainConfig:
@@ -22,45 +31,45 @@ def wanted(storage: Path, **settings: Any) -> TrainConfig:
 
 def created(storage: Path, name: str, when: str, **settings: Any) -> None:
     """A run of that name, begun at ``when``."""
-    run = open_run(wanted(storage, name=name, **settings))
+    run = made(wanted(storage, name=name, **settings))
     run.folder.write_json(RUN, {"key": f"key-{name}", "created": when})
 
 
 def test_a_new_run_writes_what_it_takes_to_repeat_it(storage: Path) -> None:
     config = wanted(storage, name="one", seed=3, verbose=True)
-    run = open_run(config)
+    run = made(config)
     assert (run.name, run.folder.local) == ("one", storage / "one")
     repeated = flatten(read_yaml(storage / "one" / "config.yaml"))
     assert repeated == flatten(config) | {"name": None, "resume": False}
     assert len(run.key) >= 16
-    assert open_run(wanted(storage, name="two")).key != run.key
+    assert made(wanted(storage, name="two")).key != run.key
 
 
 def test_a_taken_name_is_refused_and_nothing_is_touched(storage: Path) -> None:
-    open_run(wanted(storage, name="one"))
+    made(wanted(storage, name="one"))
     before = {p.name: p.read_bytes() for p in (storage / "one").iterdir()}
     with pytest.raises(ConfigError, match=r"--name 'one' is taken .*--resume"):
-        open_run(wanted(storage, name="one", seed=5))
+        made(wanted(storage, name="one", seed=5))
     assert {p.name: p.read_bytes() for p in (storage / "one").iterdir()} == before
 
 
 def test_a_run_is_resumed_by_its_name(storage: Path) -> None:
-    first = open_run(wanted(storage, name="one"))
-    open_run(wanted(storage, name="two"))
-    again = open_run(wanted(storage, name="one", resume=True, verbose=True, loader_processes=2))
+    first = made(wanted(storage, name="one"))
+    made(wanted(storage, name="two"))
+    again = made(wanted(storage, name="one", resume=True, verbose=True, loader_processes=2))
     assert (again.name, again.key) == ("one", first.key)
 
 
 def test_a_name_that_is_not_there_cannot_be_resumed(storage: Path) -> None:
     with pytest.raises(ConfigError, match="there is no run 'one'"):
-        open_run(wanted(storage, name="one", resume=True))
+        made(wanted(storage, name="one", resume=True))
     assert not (storage / "one").exists()
 
 
 def test_other_settings_are_named(storage: Path) -> None:
-    open_run(wanted(storage, name="one"))
+    made(wanted(storage, name="one"))
     with pytest.raises(ConfigError, match=r"temperature is 5.0 but run 'one' has 3.0.*config\.yaml"):
-        open_run(wanted(storage, name="one", resume=True, temperature=5.0))
+        made(wanted(storage, name="one", resume=True, temperature=5.0))
 
 
 def test_without_a_name_the_newest_unfinished_run_of_these_settings_goes_on(storage: Path) -> None:
@@ -73,18 +82,18 @@ def test_without_a_name_the_newest_unfinished_run_of_these_settings_goes_on(stor
     (storage / "broken").mkdir()
     (storage / "broken" / "config.yaml").write_text("no_such_setting: 1\n")
     (storage / "empty").mkdir()
-    assert open_run(wanted(storage, resume=True)).name == "newest"
-    assert open_run(wanted(storage, resume=True, seed=1)).key == "key-other-seed"
+    assert made(wanted(storage, resume=True)).name == "newest"
+    assert made(wanted(storage, resume=True, seed=1)).key == "key-other-seed"
     with pytest.raises(ConfigError, match="no unfinished run of this configuration"):
-        open_run(wanted(storage, resume=True, seed=2))
+        made(wanted(storage, resume=True, seed=2))
 
 
 @pytest.mark.parametrize("content", ["a: [1", "- 1\n", "", "\x00"])
 def test_a_damaged_neighbour_does_not_keep_a_run_from_going_on(storage: Path, content: str) -> None:
-    open_run(wanted(storage, name="one"))
+    made(wanted(storage, name="one"))
     (storage / "broken").mkdir()
     (storage / "broken" / "config.yaml").write_text(content)
-    assert open_run(wanted(storage, resume=True)).name == "one"
+    assert made(wanted(storage, resume=True)).name == "one"
 
 
 def test_a_folder_without_a_run_has_no_configuration(storage: Path) -> None:

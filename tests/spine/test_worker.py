@@ -58,7 +58,8 @@ def expected_inputs(config: TrainConfig, replica: int) -> list[str]:
     """Hashes of the mixed images of every step, from the pure functions alone."""
     splits = load_splits(config.dataset)
     order, mixer = batch_order(config, splits), build_mixer(config.mixing)
-    stages = min(len(network.stage_names) for network in build_peers(config, splits))
+    peers = build_peers(config, classes=len(splits.classes), image_size=splits.train.image_size)
+    stages = min(len(network.stage_names) for network in peers)
     hashes = []
     for epoch in range(config.epochs):
         for batch in train_batches(splits.train, order, config.dataset, seed=config.seed, epoch=epoch, replica=replica):
@@ -134,7 +135,8 @@ def test_two_replicas_learn_what_one_learns_of_the_whole_batch(
 
     config, ones = trained(1)
     _, twos = trained(2)
-    initial = build_peers(config, load_splits(config.dataset))
+    splits = load_splits(config.dataset)
+    initial = build_peers(config, classes=len(splits.classes), image_size=splits.train.image_size)
     for peer in range(2):
         one = weights(tmp_path / "1", last(config), peer)["network"]
         two = weights(tmp_path / "2", last(config), peer)["network"]
@@ -250,9 +252,11 @@ def test_peers_of_different_depth_compare_their_features(
         image_size=16,
         statistics=statistics,
         statistics_weight=0.5,
+        kd_warmup_epochs=0,
     )
     outcomes = pool.run(2, learn_together, config, tmp_path)
-    networks = build_peers(config, load_splits(config.dataset))
+    splits = load_splits(config.dataset)
+    networks = build_peers(config, classes=len(splits.classes), image_size=splits.train.image_size)
     shared = min(len(network.stage_names) for network in networks)
     for outcome in outcomes:
         train = outcome.epochs[0]["train"]
@@ -287,7 +291,7 @@ def test_reported_scores_are_those_of_the_checkpoint(pool: Pool, small: Make, tm
     config = small(peers=["resnet8", f"{HERE}:dropping"], replicas=2, epochs=1, train_limit=200)
     outcomes = pool.run(4, learn_together, config, tmp_path)
     splits = load_splits(config.dataset)
-    networks = build_peers(config, splits)
+    networks = build_peers(config, classes=len(splits.classes), image_size=splits.train.image_size)
     together = []
     for peer, network in enumerate(networks):
         network.network.load_state_dict(weights(tmp_path, last(config), peer)["network"])

@@ -16,8 +16,8 @@ from metamixer_ray.mesh import PeerMesh, build_mesh
 from metamixer_ray.worker import Diverged, WriteCheckpoint, train_peer
 from tests.spine import networks
 
-# What differs between two runs of the very same training.
-TIMES = ("seconds", "elapsed", "images_per_second", "exchange")
+# What differs between two runs of the very same training: clocks, and whether a report is repeated after a restart.
+TIMES = ("seconds", "elapsed", "images_per_second", "exchange", "again")
 
 
 class Stopped(Exception):

@@ -1,0 +1,63 @@
+"""The newest whole checkpoint is found, whatever a kill left beside it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from metamixer_ray.checkpoint import Progress, save_peer
+from metamixer_ray.errors import CheckpointError
+from metamixer_ray.folder import RunFolder
+from metamixer_ray.restoring import SNAPSHOT, newest_checkpoint, repair_snapshot
+
+
+def _save(folder: Path, name: str, value: float) -> Path:
+    target = folder / name
+    target.mkdir()
+    network = nn.Linear(2, 2)
+    nn.init.constant_(network.weight, value)
+    for peer in range(2):
+        save_peer(target, peer, network, torch.optim.SGD(network.parameters(), lr=0.1), Progress(), {"seed": 0})
+    return target
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """Three whole checkpoints, one of them inside an epoch, and folders that are none."""
+    for value, name in enumerate(("checkpoint-epoch0002", "checkpoint-epoch0009-step000120", "checkpoint-epoch10000")):
+        _save(tmp_path, name, float(value))
+    for name in ("figures", "baseline", "checkpoint-of-mine"):
+        (tmp_path / name).mkdir()
+    return RunFolder(str(tmp_path))
+
+
+def test_the_newest_is_the_one_of_the_latest_step(folder: RunFolder, tmp_path: Path) -> None:
+    name, peers = newest_checkpoint(folder, 2, tmp_path / "scratch", {"seed": 0})
+    assert name == "checkpoint-epoch10000"
+    assert [float(peer["network"]["weight"][0, 0]) for peer in peers] == [2.0, 2.0]
+
+
+def test_a_torn_one_is_passed_over(folder: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-epoch10000" / "peer1.json").unlink()
+    (tmp_path / "checkpoint-epoch10001").mkdir()
+    weights = tmp_path / "checkpoint-epoch0009-step000120" / "peer0.pt"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert newest_checkpoint(folder, 2, tmp_path / "scratch")[0] == "checkpoint-epoch0002"
+
+
+def test_none_at_all_says_what_is_wrong_with_the_newest(folder: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"checkpoint-epoch10000 belongs to another configuration: seed was 0"):
+        newest_checkpoint(folder, 2, tmp_path / "scratch", {"seed": 1})
+    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
+        newest_checkpoint(RunFolder(str(tmp_path / "figures")), 2, tmp_path / "scratch")
+
+
+def test_a_half_written_snapshot_is_put_aside(folder: RunFolder, tmp_path: Path) -> None:
+    assert repair_snapshot(folder, 2) is None
+    (tmp_path / SNAPSHOT).write_text('{"checkpoint_results": []}')
+    assert repair_snapshot(folder, 2) is None
+    assert (tmp_path / SNAPSHOT).exists()
+    (tmp_path / SNAPSHOT).write_text('{"checkpoint_resu')
+    assert repair_snapshot(folder, 2) == "checkpoint-epoch10000"
+    assert not (tmp_path / SNAPSHOT).exists()
