@@ -265,7 +265,8 @@ def to_settings(config: TrainConfig) -> dict[str, Any]:
 
 def to_yaml(config: TrainConfig) -> str:
     """The configuration as YAML that ``--config`` takes."""
-    return yaml.safe_dump(to_settings(config), sort_keys=False, allow_unicode=True)
+    # Escaped, since YAML takes some characters (such as U+0085) for line breaks.
+    return yaml.safe_dump(to_settings(config), sort_keys=False, allow_unicode=False)
 
 
 def read_yaml(path: str | Path) -> TrainConfig:

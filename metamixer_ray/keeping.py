@@ -88,7 +88,9 @@ class Keeper:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            if self._open().finish("FINISHED", FINISH_SECONDS):
+            # A store that was never reached is not waited for as long as a slow upload.
+            seconds = FAILED_SECONDS if self.run_id() is None else FINISH_SECONDS
+            if self._open().finish("FINISHED", seconds):
                 self._run.folder.write(TRACKED, "")
         else:
             stopped = issubclass(kind, KeyboardInterrupt | SystemExit)
