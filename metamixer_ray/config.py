@@ -5,8 +5,6 @@ are unique across the tree, so a flag needs no prefix and a YAML file may be nes
 """
 
 import difflib
-import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -302,9 +300,3 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide the trained weights; a checkpoint fits only a run that agrees on all of them."""
     flat = flatten(config)
     return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items() if k not in _NOT_IDENTITY}
-
-
-def fingerprint(config: TrainConfig) -> str:
-    """A short hash of :func:`identity`."""
-    text = json.dumps(identity(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

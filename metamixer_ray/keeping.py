@@ -21,7 +21,7 @@ from metamixer_ray.runs import CONFIG, SUMMARY, TRACKED, Run
 from metamixer_ray.tracking import Console, MlflowWriter, Places, RunSummary, run_description
 from metamixer_ray.tracking.figures import figure_png
 from metamixer_ray.tracking.models import ModelExportError, export_network
-from metamixer_ray.tracking.naming import masked
+from metamixer_ray.tracking.naming import run_place, ui_command
 from metamixer_ray.tracking.provenance import environment_tags, source_tags
 
 FINISH_SECONDS = 60.0
@@ -188,13 +188,11 @@ class Keeper:
 
     def _places(self) -> Places:
         folder, tracking = self._run.folder, self._tracking
-        store = masked(tracking.uri)
-        link: str | None = f"experiment {tracking.experiment!r}, run {tracking.run_name!r} in {store}"
-        command: str | None = None
-        if tracking.uri.startswith(("http://", "https://")):
-            run_id, experiment = self.run_id(), self._open().experiment_id
-            if run_id and experiment:
-                link = f"{store.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
-        else:
-            command = f"mlflow ui --backend-store-uri {store}"
-        return Places(run_folder=str(folder), figures=f"{folder}/figures", tracking=link, ui_command=command)
+        run_id = self.run_id()
+        ids = (self._open().experiment_id, run_id)
+        return Places(
+            run_folder=str(folder),
+            figures=f"{folder}/figures",
+            tracking=run_place(tracking.uri, tracking.experiment, tracking.run_name, ids),
+            ui_command=ui_command(tracking.uri),
+        )

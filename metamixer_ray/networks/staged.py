@@ -51,12 +51,12 @@ class StagedNetwork(nn.Module):
 
     Args:
         network: the plain network; it becomes :attr:`network`, with one forward hook on each stage.
-            stage_names: dotted names of sub-modules of ``network``, in the order in which they run, each
-            called once
-            in a forward pass.
-        layouts: what the axes of the stages' outputs mean; None: all are ``BCHW``.
-        overwritten: numbers of stages whose output a later layer overwrites in place. Their taps' results are
-            copied before they flow on, so that a tap may keep what it saw for a loss.
+        stage_names: dotted names of sub-modules of ``network``, in the order in which they run, each called once in a
+            forward pass.
+        layouts: what the axes of the stages' outputs mean, where the number of axes doesn't tell (``None``: 4 axes are
+            ``BCHW``); see :attr:`layouts`.
+        overwritten: numbers of stages whose output a later layer overwrites in place. Their taps' results are copied
+            before they flow on, so that a tap may keep what it saw for a loss.
 
     Raises:
         ConfigError: a stage name that is not a sub-module, or a name given twice.
