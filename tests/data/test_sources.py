@@ -1,5 +1,6 @@
 import struct
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,6 +105,8 @@ def test_a_data_root_with_a_damaged_set(load: Load, tmp_path: Path, name: str, f
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion-mnist", "svhn", "stl10"])
 def test_a_failed_download_says_so(load: Load, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    # urllib keeps its first opener, proxies and all, for the rest of the process.
+    monkeypatch.setattr(urllib.request, "_opener", None)
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nothing listens there
     for variable in ("no_proxy", "NO_PROXY"):

@@ -35,10 +35,11 @@ class Server:
         with (self._folder / "server.log").open("ab") as log:
             quick = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
             self._process = subprocess.Popen(command, env=quick, stdout=log, stderr=log, start_new_session=True)
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         deadline = time.monotonic() + 240
         while True:
             try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                with direct.open(f"{self.uri}/health", timeout=2):
                     return
             except OSError:
                 if time.monotonic() > deadline or self._process.poll() is not None:

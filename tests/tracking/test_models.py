@@ -112,7 +112,7 @@ mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model(sys.argv[2])
 answer = model.predict(np.load(sys.argv[3]))
 assert model.metadata.model_id == sys.argv[4], model.metadata.model_id
-print(json.dumps({"answer": answer.tolist(), "ours": [m for m in sys.modules if "metamixer" in m]}))
+print(json.dumps({"answer": answer.tolist(), "ours": [m for m in sys.modules if m.split(".")[0] == "metamixer_ray"]}))
 """
     np.save(tmp_path / "images.npy", images(3))
     arguments = [uri, f"runs:/{writer.run_id}/peer0", str(tmp_path / "images.npy"), output.model_id]
