@@ -1,6 +1,8 @@
 """Killed and resumed trainings end with the bits of uninterrupted ones."""
 
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -10,13 +12,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
+from PIL import Image
 
 from metamixer_ray import train
-from metamixer_ray.errors import TrainingFailed
+from metamixer_ray.errors import CheckpointError, TrainingFailed
 from tests.e2e import tiny
+from tests.e2e.own_parts import stripes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -64,11 +70,22 @@ def _assert_equal_runs(calm: Path, other: Path) -> None:
     assert [tiny.without_times(row) for row in ours] == [tiny.without_times(row) for row in theirs]
 
 
-def _tracked_epochs(storage: Path) -> list[int]:
+def _tracked(storage: Path) -> tuple[MlflowClient, Run]:
+    """The only run there is in MLflow."""
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
     experiment = client.get_experiment_by_name("metamixer_ray")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
+    return client, run
+
+
+def _tracked_status(storage: Path) -> str:
+    status: str = _tracked(storage)[1].info.status
+    return status
+
+
+def _tracked_epochs(storage: Path) -> list[int]:
+    client, run = _tracked(storage)
     assert run.info.status == "FINISHED"
     return [metric.step for metric in client.get_metric_history(run.info.run_id, "ensemble/top1")]
 
@@ -88,6 +105,30 @@ def test_a_killed_worker_changes_nothing(uninterrupted: Path, tmp_path: Path) ->
     killer.start()
     # Also checkpoints inside of epochs, which must not change a bit either.
     train(tiny.config(tmp_path, name="wounded", epochs=EPOCHS, checkpoint_seconds=0.05))
+    killer.join()
+    assert killed
+    _assert_equal_runs(uninterrupted, folder)
+    assert _tracked_epochs(tmp_path) == list(range(1, EPOCHS + 1))
+
+
+def test_workers_killed_at_random_moments_change_nothing(uninterrupted: Path, tmp_path: Path) -> None:
+    folder, dice = tmp_path / "runs" / "hunted", random.Random(0)
+    killed: list[int] = []
+
+    def kill_some() -> None:
+        # Each at least an epoch after the other: without any progress in between a run is given up, and rightly so.
+        for after in (0, 2, 4, 6):
+            if not _wait_for(lambda after=after: _recorded(folder) >= after and bool(_workers(os.getpid()))):  # type: ignore[misc]
+                return
+            time.sleep(dice.uniform(0.0, 1.5 if after else 6.0))
+            if victims := _workers(os.getpid()):
+                victim = dice.choice(victims)
+                victim.send_signal(signal.SIGKILL)
+                killed.append(victim.pid)
+
+    killer = threading.Thread(target=kill_some)
+    killer.start()
+    train(tiny.config(tmp_path, name="hunted", epochs=EPOCHS, checkpoint_seconds=0.1))
     killer.join()
     assert killed
     _assert_equal_runs(uninterrupted, folder)
@@ -117,6 +158,61 @@ def test_a_killed_driver_is_resumed_by_the_same_command(ray_cluster: str, uninte
     assert "--resume: no unfinished run of this configuration" in nothing.stderr
 
 
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_command_ends_tidily_and_can_be_resumed(
+    ray_cluster: str, uninterrupted: Path, tmp_path: Path, signum: signal.Signals, code: int
+) -> None:
+    words = [*tiny.flags(tmp_path, epochs=EPOCHS, name="stopped"), "--address", ray_cluster]
+    folder = tmp_path / "runs" / "stopped"
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "metamixer_ray.train", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert _wait_for(lambda: _recorded(folder) >= 2)
+    driver.send_signal(signum)
+    told, _ = driver.communicate(timeout=120)
+    assert driver.returncode == code, told
+    assert "Traceback" not in told
+    assert re.search(r"--name stopped .*--resume", told), told
+    assert _tracked_status(tmp_path) == "KILLED"
+    assert not _workers(os.getpid())
+    if signum == signal.SIGINT:
+        return  # both ways to stop leave the same; resuming once is enough
+    again = tiny.command(*words, "--resume")
+    assert again.returncode == 0, again.stderr
+    _assert_equal_runs(uninterrupted, folder)
+    assert _tracked_epochs(tmp_path) == list(range(1, EPOCHS + 1))
+
+
+def test_images_that_changed_are_not_resumed_on(ray_cluster: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    _draw_tree(data, brightness=0)
+    config = tiny.config(tmp_path, name="changed", data=str(data), train_limit=None, image_size=16, epochs=60)
+    folder = tmp_path / "runs" / "changed"
+    stop = threading.Thread(target=_kill_all_at, args=(folder, 1))
+    stop.start()
+    with pytest.raises(TrainingFailed):
+        train(replace(config, placement=replace(config.placement, max_failures=0)))
+    stop.join()
+    recorded = _recorded(folder)
+    _draw_tree(data, brightness=1)
+    with pytest.raises(CheckpointError, match=r"another configuration: data_fingerprint was "):
+        train(replace(config, run=replace(config.run, resume=True)))
+    assert _recorded(folder) == recorded
+
+
+def _draw_tree(root: Path, brightness: int) -> None:
+    """An ImageFolder tree of the striped images, all of them a little brighter or not."""
+    images, labels, test_images, test_labels = stripes()
+    for split, drawn, classes in (("train", images, labels), ("test", test_images, test_labels)):
+        for index, (image, label) in enumerate(zip(drawn, classes, strict=True)):
+            path = root / split / f"class{label}" / f"{index:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[..., 0].clip(0, 254) + np.uint8(brightness)).save(path)
+
+
 def test_hopeless_values_stop_the_run_and_name_the_peer(ray_cluster: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match=r"non-finite values in peer 1 \(tests.e2e.own_parts:fragile\)"):
         train(tiny.config(tmp_path, peers=["resnet8", "tests.e2e.own_parts:fragile"], image_size=16, epochs=10))
@@ -125,7 +221,7 @@ def test_hopeless_values_stop_the_run_and_name_the_peer(ray_cluster: str, tmp_pa
 def test_a_torn_snapshot_is_survived(uninterrupted: Path, tmp_path: Path) -> None:
     config = tiny.config(tmp_path, name="torn", epochs=EPOCHS)
     folder = tmp_path / "runs" / "torn"
-    stop = threading.Thread(target=lambda: _wait_for(lambda: _recorded(folder) >= 3) and _kill_all())
+    stop = threading.Thread(target=_kill_all_at, args=(folder, 3))
     stop.start()
     with pytest.raises(TrainingFailed):
         train(replace(config, placement=replace(config.placement, max_failures=0)))
@@ -136,9 +232,10 @@ def test_a_torn_snapshot_is_survived(uninterrupted: Path, tmp_path: Path) -> Non
     _assert_equal_runs(uninterrupted, folder)
 
 
-def _kill_all() -> None:
-    for worker in _workers(os.getpid()):
-        worker.send_signal(signal.SIGKILL)
+def _kill_all_at(folder: Path, rows: int) -> None:
+    if _wait_for(lambda: _recorded(folder) >= rows):
+        for worker in _workers(os.getpid()):
+            worker.send_signal(signal.SIGKILL)
 
 
 def test_what_always_fails_is_given_up(ray_cluster: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from metamixer_ray.errors import ConfigError, DataError
 from metamixer_ray.evaluate import evaluate_run
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.preparation import batch_order
-from tests.e2e import tiny
+from tests.e2e import own_parts, tiny
 
 pytestmark = pytest.mark.ray
 
@@ -206,6 +207,32 @@ def test_own_network_and_own_data(ray_cluster: str, tmp_path: Path) -> None:
     )
     assert summary["peers"][0]["network"] == "tests.e2e.own_parts:network"
     assert summary["epochs"] == 2
+
+
+def test_parts_in_the_folder_a_command_is_run_in(ray_cluster: str, tmp_path: Path) -> None:
+    # Not on PYTHONPATH, and on no worker's path but by the driver's doing.
+    (tmp_path / "my_parts.py").write_text(Path(own_parts.__file__).read_text())
+    words = tiny.flags(
+        tmp_path, peers=["my_parts:network", "resnet8"], data="my_parts:stripes", image_size=16, name="here", epochs=1
+    )
+    words += ["--train-limit", "36", "--address", ray_cluster]
+    done = tiny.command(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [row["epoch"] for row in tiny.rows(tmp_path / "runs" / "here")] == [1]
+
+
+def test_loader_processes_change_nothing(ray_cluster: str, tmp_path: Path) -> None:
+    train(tiny.config(tmp_path, name="threads", augment="crop-flip"))
+    train(tiny.config(tmp_path, name="processes", augment="crop-flip", loader_processes=2))
+    tiny.assert_same_weights(tmp_path / "runs" / "threads", tmp_path / "runs" / "processes", peers=2)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+def test_compiled_networks_learn_the_same(ray_cluster: str, tmp_path: Path) -> None:
+    plain = train(tiny.config(tmp_path, name="plain", epochs=1))
+    compiled = train(tiny.config(tmp_path, name="compiled", epochs=1, compile=True))
+    for one, other in zip(plain["peers"], compiled["peers"], strict=True):
+        assert other["nll"] == pytest.approx(one["nll"], rel=0.02)
 
 
 @pytest.mark.parametrize("labels", [("kind=a", "kind=b"), ("kind=b", "kind=a")])
