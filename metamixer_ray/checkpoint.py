@@ -43,29 +43,56 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_peer(
-    folder: Path,
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A peer as it was at one moment, in copies of its own: training goes on while this is written.
+
+    Attributes:
+        content: what ``peerN.pt`` holds: ``network``, ``optimizer`` and ``progress``.
+        identity: the settings and images it belongs to.
+    """
+
+    peer: int
+    content: Mapping[str, Any]
+    identity: Mapping[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """The peer's two files; the manifest last, so that a torn write is never taken for whole."""
+        weights = folder / f"peer{self.peer}.pt"
+        torch.save(dict(self.content), weights)
+        manifest = {
+            "format": FORMAT,
+            "peer": self.peer,
+            "epoch": self.content["progress"]["epoch"],
+            "step": self.content["progress"]["step"],
+            "sha256": _hash(weights),
+            "identity": dict(self.identity),
+        }
+        (folder / f"peer{self.peer}.json").write_text(json.dumps(manifest, indent=1))
+
+
+def take_snapshot(
     peer: int,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     identity: Mapping[str, Any],
-) -> None:
-    """Write one peer's two files into ``folder``; the manifest last, so that a torn write is never taken for whole."""
-    weights = folder / f"peer{peer}.pt"
-    torch.save(
-        {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)},
-        weights,
-    )
-    manifest = {
-        "format": FORMAT,
-        "peer": peer,
-        "epoch": progress.epoch,
-        "step": progress.step,
-        "sha256": _hash(weights),
-        "identity": dict(identity),
-    }
-    (folder / f"peer{peer}.json").write_text(json.dumps(manifest, indent=1))
+) -> Snapshot:
+    """Copy all that a peer needs to go on: its tensors to new ones on the CPU."""
+    content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
+    return Snapshot(peer=peer, content=_copied(content), identity=dict(identity))
+
+
+def _copied(value: Any) -> Any:
+    """The same nested containers with copies of the tensors."""
+    if isinstance(value, torch.Tensor):
+        # A view of a larger storage would otherwise be saved with all of it.
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return value
 
 
 def read_peer(folder: Path, peer: int, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:

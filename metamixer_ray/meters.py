@@ -11,18 +11,29 @@ class Meters:
     """Sums of named scalars with their counts; adding never waits for the device."""
 
     def __init__(self, sums: dict[str, float] | None = None) -> None:
-        self._sums: dict[str, Tensor | float] = dict(sums or {})
+        self._before = dict(sums or {})
+        # One sum per set of names that come together, so that a step adds a handful of numbers at once.
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._counts: dict[tuple[str, ...], float] = {}
 
-    def add(self, **values: Tensor | float) -> None:
-        """Count one value of each name."""
-        for name, value in values.items():
-            amount = value.detach().double() if isinstance(value, Tensor) else float(value)
-            self._sums[name] = self._sums.get(name, 0.0) + amount
-            self._sums[f"{name}/count"] = self._sums.get(f"{name}/count", 0.0) + 1.0
+    def add(self, **values: Tensor) -> None:
+        """Count one value of each name: scalars, all on one device. A name always comes with the same others."""
+        names = tuple(values)
+        amounts = torch.stack([value.detach().double() for value in values.values()])
+        if names not in self._sums:
+            before = [self._before.pop(name, 0.0) for name in names]
+            self._sums[names] = torch.tensor(before, dtype=torch.float64, device=amounts.device)
+            self._counts[names] = max([self._before.pop(f"{name}/count", 0.0) for name in names])
+        self._sums[names] += amounts
+        self._counts[names] += 1.0
 
     def sums(self) -> dict[str, float]:
         """All sums and counts as numbers, from which ``Meters(sums)`` goes on."""
-        return {name: float(value) for name, value in self._sums.items()}
+        totals = dict(self._before)
+        for names, sums in self._sums.items():
+            totals |= dict(zip(names, sums.tolist(), strict=True))
+            totals |= {f"{name}/count": self._counts[names] for name in names}
+        return totals
 
     def shared(self, group: dist.ProcessGroup | None, device: torch.device) -> dict[str, float]:
         """Like :meth:`sums`, but the mean over the ranks of ``group``: each can go on from it, and all together

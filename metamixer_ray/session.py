@@ -1,7 +1,9 @@
 """A worker's side of Ray Train: who it is, where it starts from, whom it tells."""
 
 import tempfile
+import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray.train import CheckpointUploadMode
 
+from metamixer_ray.allocation import keep_freed_memory
 from metamixer_ray.config import from_settings
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.mesh import build_mesh, seats
@@ -29,6 +33,9 @@ class RaySession:
     def __init__(self, folder: RunFolder, start: str | None) -> None:
         self._folder, self._start = folder, start
         self._scratch = tempfile.TemporaryDirectory(prefix="metamixer_ray-")
+        self._storage = ray.train.get_context().get_storage()
+        self._written = threading.Event()
+        self._written.set()
 
     def start_from(self) -> Path | None:
         checkpoint, target = ray.train.get_checkpoint(), Path(self._scratch.name) / "start"
@@ -37,12 +44,32 @@ class RaySession:
         return None if self._start is None else self._folder.fetch(self._start, target)
 
     def report(self, metrics: dict[str, Any], write: WriteCheckpoint | None, name: str | None) -> None:
-        with tempfile.TemporaryDirectory(prefix="metamixer_ray-") as folder:
-            checkpoint = None
-            if write is not None:
-                write(Path(folder))
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+        if write is None:
+            ray.train.report(metrics, checkpoint_dir_name=name, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+            return
+        # Training goes on while files are written and uploaded; a storage slower than the checkpoints come holds
+        # it up here, rather than let them pile up in memory.
+        self.finish()
+        folder = Path(tempfile.mkdtemp(dir=self._scratch.name))
+        self._written.clear()
+        ray.train.report(
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=partial(self._upload, write),
+        )
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is where it belongs."""
+        self._written.wait()
+
+    def _upload(self, write: WriteCheckpoint, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        try:
+            write(Path(checkpoint.path))
+            return self._storage.persist_current_checkpoint(checkpoint, name)
+        finally:
+            self._written.set()
 
 
 def ray_worker(settings: Mapping[str, Any]) -> None:
@@ -50,10 +77,14 @@ def ray_worker(settings: Mapping[str, Any]) -> None:
     config = from_settings(settings["config"])
     torch.set_num_threads(settings["threads"])
     device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        keep_freed_memory()
     wanted = selectors(config.placement.peer_labels)
     node_labels: list[Mapping[str, str]] = [{}] * dist.get_world_size()
     if any(wanted):
         dist.all_gather_object(node_labels, dict(ray.get_runtime_context().get_node_labels()))
     seating = seats(wanted, len(config.peers), config.placement.replicas, node_labels)
     mesh = build_mesh(len(config.peers), config.placement.replicas, device, seating)
-    train_peer(config, mesh, device, RaySession(RunFolder(settings["folder"]), settings["start"]))
+    session = RaySession(RunFolder(settings["folder"]), settings["start"])
+    train_peer(config, mesh, device, session)
+    session.finish()

@@ -6,7 +6,7 @@ what is to be reported.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from metamixer_ray.checkpoint import Progress, restore_peer, save_peer
+from metamixer_ray.checkpoint import Progress, restore_peer, take_snapshot
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.data import (
     Batch,
@@ -31,6 +31,7 @@ from metamixer_ray.data import (
 from metamixer_ray.distill import (
     Control,
     ControlSum,
+    DistillConfig,
     Distiller,
     Exchange,
     attention_agreement,
@@ -41,6 +42,7 @@ from metamixer_ray.distill import (
     statistics_message,
 )
 from metamixer_ray.evaluation import Evaluation, evaluate
+from metamixer_ray.flags import MAX_SKIPPED_IN_A_ROW, diverged, share_flags
 from metamixer_ray.mesh import PeerMesh
 from metamixer_ray.meters import Meters, gather_stages
 from metamixer_ray.mixing import Mixer, build_mixer, draw_plan, mix_images, mix_tap, mix_targets
@@ -52,7 +54,7 @@ from metamixer_ray.randomness import torch_seed
 from metamixer_ray.restoring import checkpoint_identity
 
 EVALUATION_BATCH = 500
-MAX_SKIPPED_IN_A_ROW = 20
+EXCHANGE_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 WriteCheckpoint = Callable[[Path], None]
 
@@ -68,10 +70,6 @@ class Session(Protocol):
 
         Every rank calls this equally often.
         """
-
-
-class Diverged(FloatingPointError):
-    """Training can't go on: values stay non-finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +88,8 @@ class Peer:
     mixer: Mixer
     distiller: Distiller
     exchange: Exchange
+    silence: Exchange
+    """What steps without an exchange use in its place: nobody is told anything, and nobody heard."""
     stages_to_mix: int
     """Stages that all peers have, and global mixing may pick from."""
     stages_to_compare: Sequence[int]
@@ -144,7 +144,8 @@ def set_up(config: TrainConfig, mesh: PeerMesh, device: torch.device) -> Peer:
         optimizer=build_optimizer(config.optimisation, mesh.peer, network),
         mixer=build_mixer(config.mixing),
         distiller=build_distiller(config.distillation),
-        exchange=Exchange(mesh.peer_group, device),
+        exchange=Exchange(mesh.peer_group, device, EXCHANGE_DTYPES[config.distillation.exchange_dtype]),
+        silence=Exchange(None, device),
         stages_to_mix=min(stage_counts),
         stages_to_compare=common_stages(stage_counts)[mesh.peer],
     )
@@ -155,7 +156,7 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> None:
     config, mesh, epoch = peer.config, peer.mesh, progress.epoch
     meters = Meters(progress.sums)
     clock = _Clock(already=progress.epoch_seconds)
-    images_seen = 0
+    images_seen = steps = 0
     peer.exchange.reset_cost()
     peer.forward.train()
     for batch in train_batches(
@@ -170,7 +171,7 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> None:
         wish = 0 < config.run.checkpoint_seconds <= clock.since_checkpoint()
         flags = learn(peer, batch, epoch, meters, step=progress.total_steps, wish_checkpoint=wish)
         progress.step, progress.total_steps = batch.step + 1, progress.total_steps + 1
-        images_seen += len(batch.labels) * mesh.replicas
+        images_seen, steps = images_seen + len(batch.labels) * mesh.replicas, steps + 1
         progress.skipped_steps += bool(flags.nonfinite)
         progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if flags.nonfinite else 0
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
@@ -200,8 +201,8 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> None:
         "scores": asdict(scores) if scores else None,
         "test": asdict(test) if test else None,
         "exchange": {
-            "bytes_per_step": cost.bytes_per_step,
-            "seconds_per_step": cost.seconds_per_step,
+            "bytes_per_step": cost.bytes_per_step * cost.steps / max(1, steps),
+            "seconds_per_step": cost.seconds_per_step * cost.steps / max(1, steps),
             "wait_fraction": cost.wait_seconds / train_seconds,
         },
         "skipped_steps": progress.skipped_steps,
@@ -214,6 +215,7 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> None:
 def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wish_checkpoint: bool) -> ControlSum:
     """One step: mix, look, say, hear, learn. Returns the flags that all peers and replicas share."""
     config, mesh, device = peer.config, peer.mesh, peer.device
+    exchange = peer.exchange if batch.step % config.distillation.exchange_every == 0 else peer.silence
     now = epoch + batch.step / peer.order.steps_per_epoch
 
     # The same images and the same mix on all peers: drawn, not sent.
@@ -237,10 +239,11 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
 
     # This peer's view of them.
     features: dict[int, Tensor] = {}
-    watch = exchanges_statistics(config, mesh, batch.step)
+    watch = exchange.peers > 1 and exchanges_statistics(config.distillation, batch.step)
     taps = join_taps(mix_tap(plan), keep_features(features, peer.stages_to_compare if watch else ()))
     torch.manual_seed(torch_seed(config.seed, "network", mesh.peer, mesh.replica, epoch, batch.step))
-    buffers = [buffer.clone() for buffer in peer.network.buffers()]
+    buffers = list(peer.network.buffers())
+    before = [buffer.clone() for buffer in buffers]
     with autocast(peer.precision, device):
         logits = peer.forward(images, taps)
     cross_entropy = F.cross_entropy(logits.float(), targets)
@@ -252,20 +255,18 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
             layout=[READ_AS[peer.network.layouts[stage - 1]] for stage in sorted(features)],
         )
 
-    # What the others say of them: one collective.
-    heard = peer.exchange.start(
+    # What the others say of them: one collective, under way while this peer prepares to learn.
+    pending = exchange.start(
         peer.distiller.say(logits) | statistics_message(statistics),
         reduce=peer.distiller.reduce,
-        control=Control(step=step, wish_checkpoint=wish_checkpoint),
+        control=Control(step=step, wish_checkpoint=wish_checkpoint and exchange is peer.exchange),
         also_finite=cross_entropy,
-    ).wait()
-    flags = share_flags(heard.control, mesh, device)
-    if flags.nonfinite:
-        # All peers skip together, so that they stay in step and nobody learns from a broken one. The running
-        # statistics of BatchNorm have already seen it, and would never forget a NaN.
-        for buffer, before in zip(peer.network.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-        return flags
+    )
+    hits = targets.gather(1, logits.argmax(dim=1, keepdim=True)).mean()
+    for group in peer.optimizer.param_groups:
+        group["lr"] = learning_rate(config.optimisation, mesh.peer, now, config.epochs)
+    peer.optimizer.zero_grad(set_to_none=True)
+    heard = pending.wait()
 
     # What it learns.
     kd = peer.distiller.loss(logits, heard)
@@ -274,66 +275,49 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     loss = cross_entropy + kd_weight * kd
     if config.distillation.statistics_weight > 0:
         loss = loss + config.distillation.statistics_weight * unlikeness
-    for group in peer.optimizer.param_groups:
-        group["lr"] = learning_rate(config.optimisation, mesh.peer, now, config.epochs)
-    peer.optimizer.zero_grad(set_to_none=True)
     loss.backward()
+
+    # Read only now: a GPU has long heard of the others, so this doesn't hold it up.
+    flags = share_flags(heard.control, mesh, device)
+    if flags.nonfinite:
+        # All peers skip together, so that they stay in step and nobody learns from a broken one. The running
+        # statistics of BatchNorm have already seen it, and would never forget a NaN.
+        for buffer, old in zip(buffers, before, strict=True):
+            buffer.copy_(old)
+        return flags
     peer.optimizer.step()
 
-    hits = targets.gather(1, logits.argmax(dim=1, keepdim=True)).mean()
-    meters.add(loss=loss, cross_entropy=cross_entropy, kd=kd, train_top1=hits)
+    meters.add(loss=loss, cross_entropy=cross_entropy, train_top1=hits)
+    if exchange is peer.exchange:
+        meters.add(kd=kd)
     if statistics:
-        meters.add(statistics=unlikeness)
         agreement = attention_agreement(statistics, heard)
-        meters.add(**{f"attention_agreement/{i}": value for i, value in enumerate(agreement, start=1)})
+        stages = {f"attention_agreement/{i}": value for i, value in enumerate(agreement, start=1)}
+        meters.add(statistics=unlikeness, **stages)
     return flags
 
 
-def exchanges_statistics(config: TrainConfig, mesh: PeerMesh, step: int) -> bool:
-    """Whether this step exchanges feature statistics: always when they are in the loss, else now and then."""
-    if config.distillation.statistics == "none" or mesh.peer_group is None:
+def exchanges_statistics(config: DistillConfig, step: int) -> bool:
+    """Whether the exchange at this step of an epoch carries feature statistics: always when they are in the loss, else
+    now and then."""
+    if config.statistics == "none":
         return False
-    return config.distillation.statistics_weight > 0 or step % config.distillation.statistics_every == 0
-
-
-def share_flags(control: ControlSum, mesh: PeerMesh, device: torch.device) -> ControlSum:
-    """The flags of all peers over all replicas too, so that replicas of one peer act alike."""
-    if control.culprit is not None:
-        control = replace(control, culprit=mesh.peers_by_rank[control.culprit])
-    if mesh.replica_group is None:
-        return control
-    culprit = -1 if control.culprit is None else control.culprit
-    flags = torch.tensor([control.nonfinite, culprit, control.wish_checkpoint, control.wish_stop], device=device)
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=mesh.replica_group)
-    nonfinite, culprit, wish_checkpoint, wish_stop = (int(flag) for flag in flags.tolist())
-    return replace(
-        control,
-        nonfinite=nonfinite,
-        culprit=None if culprit < 0 else culprit,
-        wish_checkpoint=wish_checkpoint,
-        wish_stop=wish_stop,
-    )
-
-
-def diverged(steps: int, culprit: int | None, peers: Sequence[str]) -> Diverged:
-    """The error after ``steps`` non-finite steps in a row."""
-    who = "several peers" if culprit is None else f"peer {culprit} ({peers[culprit]})"
-    return Diverged(
-        f"{steps} steps in a row had non-finite values in {who}; "
-        "lower --lr or --kd-weight, or give --lr-warmup-epochs or --kd-warmup-epochs"
-    )
+    return config.statistics_weight > 0 or step // config.exchange_every % config.statistics_every == 0
 
 
 def checkpoint_writer(peer: Peer, progress: Progress) -> WriteCheckpoint | None:
-    """The function that writes this peer's files; the first replica writes for all of its peer."""
+    """The function that writes this peer's files as they should be now, whenever it is called; the first replica
+    writes for all of its peer."""
     if peer.mesh.replica > 0:
         return None
 
-    def write(folder: Path) -> None:
-        identified = checkpoint_identity(peer.config, peer.splits)
-        save_peer(folder, peer.mesh.peer, peer.network.network, peer.optimizer, progress, identified)
-
-    return write
+    return take_snapshot(
+        peer.mesh.peer,
+        peer.network.network,
+        peer.optimizer,
+        progress,
+        checkpoint_identity(peer.config, peer.splits),
+    ).write
 
 
 def evaluate_epoch(peer: Peer, epoch: int) -> tuple[Evaluation | None, Evaluation | None]:

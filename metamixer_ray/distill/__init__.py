@@ -6,7 +6,7 @@ is its own.
 """
 
 from metamixer_ray.distill.config import DistillConfig, kd_ramp
-from metamixer_ray.distill.control import Control, ControlSum, PeersDisagree, PeersDrifted
+from metamixer_ray.distill.control import MAX_PEERS_IN_BF16, Control, ControlSum, PeersDisagree, PeersDrifted
 from metamixer_ray.distill.distiller import Distiller, build_distiller, distiller_names
 from metamixer_ray.distill.exchange import Exchange, ExchangeCost, Pending
 from metamixer_ray.distill.heard import Heard, Reduce
@@ -21,6 +21,7 @@ from metamixer_ray.distill.statistics import (
 )
 
 __all__ = [
+    "MAX_PEERS_IN_BF16",
     "Control",
     "ControlSum",
     "DistillConfig",

@@ -45,7 +45,16 @@ class DistillConfig:
     compare."""
 
     statistics_every: int = 16
-    """Steps between two measurements of the feature statistics when their weight is 0."""
+    """Exchanges between two measurements of the feature statistics when their weight is 0."""
+
+    exchange_every: int = 1
+    """Steps from one exchange to the next; on those between, peers learn from the labels alone. For slow networks
+    between distant workers: less is sent, and less is learnt from each other."""
+
+    exchange_dtype: Literal["float32", "bf16"] = "float32"
+    """What travels in the exchange. bf16 halves the bytes and rounds what peers hear to about three digits, which is
+    worth it when the exchange is limited by bandwidth (many classes, large batches, slow networks), not on one
+    machine. For up to 256 peers."""
 
     def __post_init__(self) -> None:
         _at_least_zero("--kd-weight", self.kd_weight)
@@ -68,6 +77,11 @@ class DistillConfig:
             raise ConfigError(
                 f"--statistics-every must be at least 1 step, not {self.statistics_every}; "
                 "use --statistics none to measure no statistics"
+            )
+        if self.exchange_every < 1:
+            raise ConfigError(
+                f"--exchange-every must be at least 1 step, not {self.exchange_every}; "
+                "use --distiller none for peers that learn nothing from each other"
             )
 
 

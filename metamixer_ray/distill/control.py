@@ -2,18 +2,20 @@
 clock.
 
 Every peer adds its floats into one sum and every peer reads the same sum, so all of them act at the same
-step.
+step. All floats are zeros and ones (but the bearer of a flag), so that their sums stay exact even in bfloat16, up to
+``MAX_PEERS_IN_BF16`` peers.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-CONTROL_FLOATS = 6
-"""Floats that control takes in the buffer: step, step squared, two wishes, the non-finite flag, the flag's
-bearer."""
-
-_EXACT_IN_FLOAT32 = 2**24
+STEP_BITS = 10
+KNOWN_FLOATS = STEP_BITS + 2
+"""Control floats that the host knows when it sends: the step's bits and the two wishes."""
+CONTROL_FLOATS = KNOWN_FLOATS + 2
+"""Floats that control takes in the buffer: those, the non-finite flag, and the flag's bearer."""
+MAX_PEERS_IN_BF16 = 256
+"""bfloat16 holds whole numbers exactly up to here."""
 
 
 class PeersDisagree(RuntimeError):
@@ -54,16 +56,10 @@ class ControlSum:
     """How many wish to stop."""
 
 
-def step_modulus(peers: int) -> int:
-    """Steps are sent modulo this: at most 1024, and small enough that float32 sums of their squares stay
-    exact."""
-    return min(1024, math.isqrt(_EXACT_IN_FLOAT32 // peers))
-
-
-def encode_control(control: Control, peers: int) -> list[float]:
-    """The floats of ``control`` that the host knows: step, step squared, the two wishes."""
-    step = control.step % step_modulus(peers)
-    return [float(step), float(step * step), float(control.wish_checkpoint), float(control.wish_stop)]
+def encode_control(control: Control) -> list[float]:
+    """The ``KNOWN_FLOATS`` of ``control``: the lowest bits of the step, the two wishes."""
+    bits = [float(control.step >> bit & 1) for bit in range(STEP_BITS)]
+    return [*bits, float(control.wish_checkpoint), float(control.wish_stop)]
 
 
 def decode_control(total: Sequence[float], peers: int, own_step: int) -> ControlSum:
@@ -72,12 +68,11 @@ def decode_control(total: Sequence[float], peers: int, own_step: int) -> Control
     The last two are, summed, the non-finite flags and flag x (peer index + 1).
 
     Raises:
-        PeersDrifted: when not all steps are equal (modulo ``step_modulus``). By Cauchy-Schwarz, P x (sum of
-            squares) equals (sum) squared only if they are; all numbers here are integers that float32 holds
-            exactly.
+        PeersDrifted: when not all steps are equal (modulo 2 to the ``STEP_BITS``): some bit was then set by some
+            of the peers, but not by all.
     """
-    step_sum, square_sum, wish_checkpoint, wish_stop, flags, bearers = (round(value) for value in total)
-    if peers * square_sum != step_sum**2:
+    *bits, wish_checkpoint, wish_stop, flags, bearers = (round(value) for value in total)
+    if any(count not in (0, peers) for count in bits):
         raise PeersDrifted(
             f"peers are at different steps: this one is at step {own_step}, at least one other is not. "
             "Resume all of them from the same checkpoint and give all of them the same number of batches."

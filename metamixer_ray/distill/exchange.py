@@ -19,6 +19,7 @@ from torch import Tensor
 
 from metamixer_ray.distill.control import (
     CONTROL_FLOATS,
+    KNOWN_FLOATS,
     Control,
     ControlSum,
     PeersDisagree,
@@ -28,7 +29,6 @@ from metamixer_ray.distill.control import (
 )
 from metamixer_ray.distill.heard import Heard, Reduce
 
-_FLOAT_BYTES = 4
 # torch 2.14 renamed this collective; older releases know only the second name.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -61,14 +61,18 @@ class Exchange:
     Args:
         group: the process group of this replica's peers, or None when there is one peer only.
         device: where what is said comes from and what is heard is put.
+        dtype: what travels. In bfloat16 half the bytes do, and sums are rounded to 8 bits.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None, device: torch.device | str) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup | None, device: torch.device | str, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.group = group
         self.device = torch.device(device)
+        self.dtype = dtype
         self.peers = dist.get_world_size(group) if group is not None else 1
         self.own_index = dist.get_rank(group) if group is not None else 0
-        self._flag_weights = torch.tensor([1.0, self.own_index + 1.0], device=self.device)
+        self._flag_weights = torch.tensor([1.0, self.own_index + 1.0], device=self.device, dtype=dtype)
         self._agreed: set[tuple[_Shapes, Reduce]] = set()
         self.reset_cost()
 
@@ -85,7 +89,7 @@ class Exchange:
 
         Args:
             said: per name a tensor of any shape; all peers must give the same names and shapes. Sent as
-                float32.
+                the exchange's dtype.
             control: this peer's step, flags and wishes.
             reduce: 'mean' or 'each', see ``Heard``.
             also_finite: a tensor that isn't sent but must be finite too, such as this peer's own loss.
@@ -141,9 +145,9 @@ class Exchange:
     def _pack(
         self, said: Mapping[str, Tensor], shapes: _Shapes, control: Control, also_finite: Tensor | None
     ) -> Tensor:
-        """One flat float32 buffer: what is said in the order of ``shapes``, then control."""
+        """One flat buffer: what is said in the order of ``shapes``, then control."""
         payload_size = sum(math.prod(shape) for _, shape in shapes)
-        flat = torch.empty(payload_size + CONTROL_FLOATS, device=self.device)
+        flat = torch.empty(payload_size + CONTROL_FLOATS, device=self.device, dtype=self.dtype)
         payload, tail = flat[:payload_size], flat[payload_size:]
         if shapes:
             torch.cat([said[name].detach().to(flat).reshape(-1) for name, _ in shapes], out=payload)
@@ -156,13 +160,13 @@ class Exchange:
             finite = torch.zeros_like(finite)
         payload.masked_fill_(~finite, 0.0)
         # Pinned, or else the copy to a GPU would wait for what is queued there.
-        known = torch.tensor(encode_control(control, self.peers), pin_memory=self.device.type == "cuda")
-        tail[:4].copy_(known, non_blocking=True)
-        torch.mul(self._flag_weights, ~finite, out=tail[4:])
+        known = torch.tensor(encode_control(control), dtype=self.dtype, pin_memory=self.device.type == "cuda")
+        tail[:KNOWN_FLOATS].copy_(known, non_blocking=True)
+        torch.mul(self._flag_weights, ~finite, out=tail[KNOWN_FLOATS:])
         return flat
 
     def _agree(self, shapes: _Shapes, reduce: Reduce, step: int) -> None:
-        print_of_shapes = zlib.crc32(repr((shapes, reduce)).encode())
+        print_of_shapes = zlib.crc32(repr((shapes, reduce, self.dtype)).encode())
         # A maximum of x and of -x gives both ends of the range in one collective.
         ends = torch.tensor([step, -step, print_of_shapes, -print_of_shapes], device=self.device)
         dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=self.group)
@@ -225,11 +229,11 @@ class Pending:
         control = self._total[size:]
         senders = 0
         if peers > 1 and self._reduce == "mean":
-            mean = self._total[:size].sub_(self._own[:size]).div_(peers - 1)
+            mean = self._total[:size].float().sub_(self._own[:size]).div_(peers - 1)
             others = _unpack(mean, self._shapes)
             senders = 1
         elif peers > 1:
-            rows = self._total.view(peers, -1)
+            rows = self._total.view(peers, -1).float()
             mean = rows[:, :size].sum(0).sub_(self._own[:size]).div_(peers - 1)
             others = _unpack(mean, self._shapes)
             each = _unpack(rows[:, :size], self._shapes)
@@ -243,7 +247,7 @@ class Pending:
             read_control=_reader(control, peers, self._step),
         )
         exchange._count(
-            sent_bytes=self._own.numel() * _FLOAT_BYTES * senders,
+            sent_bytes=self._own.numel() * self._own.element_size() * senders,
             seconds=self._start_seconds + time.perf_counter() - called,
             wait_seconds=waited,
         )
@@ -263,7 +267,7 @@ def _reader(control: Tensor, peers: int, step: int) -> Callable[[], ControlSum]:
     """How to read the control floats later, waiting on a GPU for nothing that was queued after them."""
     if control.device.type != "cuda":
         return partial(_read_control, control, None, peers, step)
-    copied = torch.empty(control.shape, pin_memory=True)
+    copied = torch.empty(control.shape, dtype=control.dtype, pin_memory=True)
     copied.copy_(control, non_blocking=True)
     arrived = torch.cuda.Event()
     arrived.record(torch.cuda.current_stream(control.device))

@@ -25,6 +25,7 @@ from metamixer_ray.distill import (
     statistics_loss,
     statistics_message,
 )
+from metamixer_ray.distill.control import CONTROL_FLOATS
 from tests.distill import textbook
 from tests.distill.processes import run_ranks
 
@@ -161,6 +162,26 @@ def run_kept(exchange: Exchange) -> bool:
     return torch.equal(heard, kept) and torch.allclose(later - heard, torch.tensor(100.0))
 
 
+def in_bfloat16(group: dist.ProcessGroup) -> dict[str, Any]:
+    """An exchange that sends bfloat16: what it hears and costs beside one that sends float32, and drift in it."""
+    exchange, exact = Exchange(group, "cpu", torch.bfloat16), Exchange(group, "cpu")
+    dml, textbook_dml = run_dml(exchange, 3.0), run_dml(exact, 3.0)
+    bytes_sent = [each.cost().bytes_per_step for each in (exchange, exact)]
+    said = {"x": own_tensor(exchange.own_index)}
+    each = exchange.start(said, reduce="each", control=Control(step=0)).wait()
+    spoiled = exchange.start(said, control=Control(step=5, nonfinite=exchange.own_index == 1)).wait()
+    last = exchange.own_index == exchange.peers - 1
+    drift = error_of(exchange.start(said, control=Control(step=1023 + last)).wait)
+    return {
+        "dml": dml,
+        "exact": textbook_dml,
+        "bytes": bytes_sent,
+        "each": dict(each.each),
+        "control": spoiled.control,
+        "drift": drift,
+    }
+
+
 def converse(rank: int) -> dict[int, dict[str, Any]]:
     results: dict[int, dict[str, Any]] = {}
     for peers in GROUPS:
@@ -171,6 +192,7 @@ def converse(rank: int) -> dict[int, dict[str, Any]]:
         results[peers] = {
             "dml": {temperature: run_dml(exchange, temperature) for temperature in TEMPERATURES},
             "bfloat16": run_dml(exchange, 3.0, torch.bfloat16),
+            "in bfloat16": in_bfloat16(group),
             "statistics": {kind: run_statistics(exchange, kind) for kind in KINDS},
             "each": run_each(exchange),
             "nonfinite": {where: run_nonfinite(exchange, where) for where in ("said", "loss", "word")},
@@ -296,7 +318,7 @@ def test_drifted_peers_are_found_out_by_all(conversation: Any, peers: int) -> No
 
 @each_group
 def test_a_step_is_one_collective_and_its_bytes_are_flat(conversation: Any, peers: int) -> None:
-    buffer_bytes = 4 * (128 * 100 + 128 + 6)
+    buffer_bytes = 4 * (128 * 100 + 128 + CONTROL_FLOATS)
     for rank in range(peers):
         cost = conversation[rank][peers]["cost"]
         assert cost["mean collectives"] == {"gloo:all_reduce": 3}
@@ -344,3 +366,17 @@ def test_cost_starts_anew() -> None:
     exchange.reset_cost()
     cost = exchange.cost()
     assert (cost.steps, cost.bytes_per_step, cost.seconds_per_step, cost.wait_seconds) == (0, 0, 0, 0)
+
+
+@each_group
+def test_bfloat16_halves_the_bytes_and_rounds_what_is_heard(conversation: Any, peers: int) -> None:
+    for rank in range(peers):
+        got = conversation[rank][peers]["in bfloat16"]
+        half, whole = got["bytes"]
+        assert half * 2 == whole > 0
+        # Sums of up to five probabilities, rounded to 8 bits of a number below 5.
+        error = (got["dml"]["gradient"] - got["exact"]["gradient"]).abs().max()
+        assert 0 < error < 2**-7 * 3.0 / ROWS * 2
+        assert torch.equal(got["each"]["x"], torch.stack([own_tensor(peer) for peer in range(peers)]))
+        assert (got["control"].nonfinite, got["control"].culprit) == (1, 1)
+        assert isinstance(got["drift"], PeersDrifted)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from metamixer_ray.checkpoint import Progress, read_peer, restore_peer, save_peer
+from metamixer_ray.checkpoint import Progress, read_peer, restore_peer, take_snapshot
 from metamixer_ray.config import TrainConfig, identity
 from metamixer_ray.errors import CheckpointError
 
@@ -43,7 +43,7 @@ def step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     network, optimizer = trained(1)
-    save_peer(tmp_path, 0, network, optimizer, Progress(epoch=2, step=3), IDENTITY)
+    take_snapshot(0, network, optimizer, Progress(epoch=2, step=3), IDENTITY).write(tmp_path)
     return tmp_path
 
 
@@ -52,7 +52,7 @@ def test_a_network_goes_on_as_if_it_had_never_stopped(tmp_path: Path, kind: str)
     network, optimizer = trained(1, kind)
     report = {"event": "epoch", "train": {"loss": 1 / 3, "attention_agreement": None}, "scores": [1, "a", True]}
     progress = Progress(epoch=2, step=3, total_steps=13, elapsed=1 / 7, sums={"loss": 0.1}, last_report=report)
-    save_peer(tmp_path, 4, network, optimizer, progress, IDENTITY)
+    take_snapshot(4, network, optimizer, progress, IDENTITY).write(tmp_path)
     twin, twins_optimizer = trained(2, kind)
     assert restore_peer(tmp_path, 4, twin, twins_optimizer, IDENTITY) == progress
     for one, other in ((network, optimizer), (twin, twins_optimizer)):
@@ -76,8 +76,22 @@ def test_progress_comes_back_exactly(tmp_path_factory: pytest.TempPathFactory, p
     folder = tmp_path_factory.mktemp("checkpoint")
     network = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    save_peer(folder, 0, network, optimizer, progress, {})
+    take_snapshot(0, network, optimizer, progress, {}).write(folder)
     assert restore_peer(folder, 0, network, optimizer, {}) == progress
+
+
+def test_what_is_written_later_is_what_was_then(tmp_path: Path) -> None:
+    network, optimizer = trained(1)
+    snapshot = take_snapshot(0, network, optimizer, Progress(epoch=2), IDENTITY)
+    then = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    momenta = [state["momentum_buffer"].clone() for state in optimizer.state.values()]
+    step(network, optimizer)
+    assert any(not torch.equal(tensor, then[name]) for name, tensor in network.state_dict().items())
+    snapshot.write(tmp_path)
+    content = read_peer(tmp_path, 0)
+    assert all(torch.equal(tensor, then[name]) for name, tensor in content["network"].items())
+    written = [state["momentum_buffer"] for state in content["optimizer"]["state"].values()]
+    assert all(torch.equal(one, other) for one, other in zip(written, momenta, strict=True))
 
 
 def test_it_is_read_without_running_anything(saved: Path) -> None:

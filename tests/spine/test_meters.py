@@ -29,9 +29,16 @@ def test_the_mean_whether_saved_in_between_or_not(numbers: list[float], cut: int
 
 def test_a_name_is_divided_by_how_often_it_was_added() -> None:
     meters = Meters()
-    meters.add(loss=1.0, seldom=10.0)
-    meters.add(loss=2.0)
-    assert meters.means(None, torch.device("cpu")) == {"loss": 1.5, "seldom": 10.0}
+    meters.add(loss=torch.tensor(1.0), accuracy=torch.tensor(0.5))
+    meters.add(seldom=torch.tensor(10.0))
+    meters.add(loss=torch.tensor(2.0), accuracy=torch.tensor(0.25))
+    expected = {"loss": 1.5, "accuracy": 0.375, "seldom": 10.0}
+    assert meters.means(None, torch.device("cpu")) == expected
+    # Saved before anything of a kind came again, nothing is lost.
+    resumed = Meters(meters.sums())
+    assert resumed.means(None, torch.device("cpu")) == expected
+    resumed.add(seldom=torch.tensor(20.0))
+    assert resumed.means(None, torch.device("cpu")) == {**expected, "seldom": 15.0}
 
 
 def test_nothing_added_gives_nothing() -> None:

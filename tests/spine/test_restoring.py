@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from metamixer_ray.checkpoint import Progress, save_peer
+from metamixer_ray.checkpoint import Progress, take_snapshot
 from metamixer_ray.errors import CheckpointError
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.restoring import SNAPSHOT, newest_checkpoint, repair_snapshot
@@ -18,7 +18,9 @@ def _save(folder: Path, name: str, value: float) -> Path:
     network = nn.Linear(2, 2)
     nn.init.constant_(network.weight, value)
     for peer in range(2):
-        save_peer(target, peer, network, torch.optim.SGD(network.parameters(), lr=0.1), Progress(), {"seed": 0})
+        take_snapshot(peer, network, torch.optim.SGD(network.parameters(), lr=0.1), Progress(), {"seed": 0}).write(
+            target
+        )
     return target
 
 

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from metamixer_ray.config import TrainConfig
+from metamixer_ray.flags import Diverged
 from metamixer_ray.mesh import PeerMesh, build_mesh
-from metamixer_ray.worker import Diverged, WriteCheckpoint, train_peer
+from metamixer_ray.worker import WriteCheckpoint, train_peer
 from tests.spine import networks
 
 # What differs between two runs of the very same training: clocks, and whether a report is repeated after a restart.
