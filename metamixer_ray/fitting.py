@@ -22,6 +22,7 @@ from metamixer_ray.reporting import EpochReporter, TrackingPlan, first_line
 from metamixer_ray.restoring import repair_snapshot
 from metamixer_ray.runs import METRICS
 from metamixer_ray.session import ray_worker
+from metamixer_ray.ticker import Ticker
 from metamixer_ray.tracking import Console, Journal
 
 # A collective that waits longer than this has lost somebody.
@@ -61,6 +62,7 @@ def fit(
                 "threads": resources.threads,
                 "folder": folder.uri,
                 "start": repair_snapshot(folder, len(config.peers)),
+                "key": tracking.key,
             },
             torch_config=TorchConfig(backend=resources.backend, timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
             scaling_config=scaling(config, resources),
@@ -82,7 +84,7 @@ def fit(
                 ],
             ),
         )
-        with follow(live, console):
+        with follow(live, Ticker(tracking.key), console):
             try:
                 aside(trainer.fit)
             except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
@@ -111,8 +113,8 @@ def _told(error: Exception, folder: RunFolder) -> Exception:
 
 
 @contextmanager
-def follow(live: Path, console: Console) -> Iterator[None]:
-    """Show what the controller writes to ``live`` while the body runs."""
+def follow(live: Path, ticker: Ticker, console: Console) -> Iterator[None]:
+    """Show what the controller writes to ``live``, and the steps in between, while the body runs."""
     done = threading.Event()
 
     def watch() -> None:
@@ -125,6 +127,8 @@ def follow(live: Path, console: Console) -> Iterator[None]:
                     show(json.loads(line), console)
                 if last_look:
                     return
+                if (at := ticker.look()) is not None:
+                    console.step(*at)
                 done.wait(LOOK_SECONDS)
 
     watcher = threading.Thread(target=watch, name="console", daemon=True)
@@ -134,6 +138,7 @@ def follow(live: Path, console: Console) -> Iterator[None]:
     finally:
         done.set()
         watcher.join()
+        ticker.forget()
 
 
 def show(event: dict[str, Any], console: Console) -> None:

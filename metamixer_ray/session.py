@@ -19,6 +19,7 @@ from metamixer_ray.config import from_settings
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.mesh import build_mesh, seats
 from metamixer_ray.placement import selectors
+from metamixer_ray.ticker import Ticker
 from metamixer_ray.worker import WriteCheckpoint, train_peer
 
 
@@ -28,14 +29,16 @@ class RaySession:
     Args:
         folder: the run's.
         start: name of a checkpoint in it to start from while Ray Train knows of none.
+        ticker: where the first worker notes its steps.
     """
 
-    def __init__(self, folder: RunFolder, start: str | None) -> None:
+    def __init__(self, folder: RunFolder, start: str | None, ticker: Ticker) -> None:
         self._folder, self._start = folder, start
         self._scratch = tempfile.TemporaryDirectory(prefix="metamixer_ray-")
         self._storage = ray.train.get_context().get_storage()
         self._written = threading.Event()
         self._written.set()
+        self._ticker = ticker if dist.get_rank() == 0 else None
 
     def start_from(self) -> Path | None:
         checkpoint, target = ray.train.get_checkpoint(), Path(self._scratch.name) / "start"
@@ -60,6 +63,10 @@ class RaySession:
             checkpoint_upload_fn=partial(self._upload, write),
         )
 
+    def stepped(self, epoch: int, step: int, steps: int) -> None:
+        if self._ticker is not None:
+            self._ticker.note(epoch, step, steps)
+
     def finish(self) -> None:
         """Wait until the last checkpoint is where it belongs."""
         self._written.wait()
@@ -73,7 +80,11 @@ class RaySession:
 
 
 def ray_worker(settings: Mapping[str, Any]) -> None:
-    """The function that Ray Train runs on every worker. ``settings``: ``{"config", "threads", "folder", "start"}``."""
+    """The function that Ray Train runs on every worker.
+
+    Args:
+        settings: ``config``, ``threads``, the run's ``folder`` and ``key``, the checkpoint to ``start`` from or None.
+    """
     config = from_settings(settings["config"])
     torch.set_num_threads(settings["threads"])
     device = ray.train.torch.get_device()
@@ -85,6 +96,6 @@ def ray_worker(settings: Mapping[str, Any]) -> None:
         dist.all_gather_object(node_labels, dict(ray.get_runtime_context().get_node_labels()))
     seating = seats(wanted, len(config.peers), config.placement.replicas, node_labels)
     mesh = build_mesh(len(config.peers), config.placement.replicas, device, seating)
-    session = RaySession(RunFolder(settings["folder"]), settings["start"])
+    session = RaySession(RunFolder(settings["folder"]), settings["start"], Ticker(settings["key"]))
     train_peer(config, mesh, device, session)
     session.finish()

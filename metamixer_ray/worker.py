@@ -71,6 +71,9 @@ class Session(Protocol):
         Every rank calls this equally often.
         """
 
+    def stepped(self, epoch: int, step: int, steps: int) -> None:
+        """``step`` of the ``steps`` of ``epoch`` (from 1) are done. Called after every step: it must cost nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
@@ -172,6 +175,7 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> None:
         flags = learn(peer, batch, epoch, meters, step=progress.total_steps, wish_checkpoint=wish)
         progress.step, progress.total_steps = batch.step + 1, progress.total_steps + 1
         images_seen, steps = images_seen + len(batch.labels) * mesh.replicas, steps + 1
+        session.stepped(epoch + 1, progress.step, peer.order.steps_per_epoch)
         progress.skipped_steps += bool(flags.nonfinite)
         progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if flags.nonfinite else 0
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:

@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _PLAIN_WIDTH = 110
+_QUIET_SECONDS = 300.0
 _GAP = "  "
 
 
@@ -37,7 +39,8 @@ class Console:
         self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         columns = shutil.get_terminal_size((_PLAIN_WIDTH, 24)).columns if self._live else _PLAIN_WIDTH
         self._width = max(width or columns, 40)
-        self._epochs = 0
+        self._epochs = self._done = 0
+        self._last_line = time.monotonic()
         self._columns: _Columns | None = None
         self._recent: list[float] = []
         self._progress: Progress | None = None
@@ -83,6 +86,7 @@ class Console:
             self._columns = _Columns(peer_names([row]), self._epochs, self._width)
             self._say("")
             self._say(self._columns.header(), style="bold")
+        self._done = int(row["epoch"])
         seconds = number(row, "seconds")
         if seconds is not None:
             self._recent = [*self._recent[-4:], seconds]
@@ -95,10 +99,19 @@ class Console:
             self._progress.update(self._task, completed=int(row["epoch"]), left=duration(left))
 
     def step(self, epoch: int, step: int, steps: int) -> None:
-        """Move the live bar inside an epoch; nothing is printed elsewhere. ``epoch`` counts from 1."""
+        """Move the live bar inside an epoch; without a terminal, a plain line when nothing was printed for minutes.
+
+        Args:
+            epoch: the running one, from 1.
+            step: how many of its ``steps`` are done.
+        """
+        if epoch <= self._done:
+            return  # news from before the last line
         self._start_bar()
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=epoch - 1 + step / max(steps, 1))
+        elif self._rich is None and time.monotonic() - self._last_line >= _QUIET_SECONDS:
+            self._say(f"{f'{epoch}/{self._epochs}':>9}  step {step:,} of {steps:,}")
 
     def note(self, text: str) -> None:
         """One line in between."""
@@ -162,6 +175,7 @@ class Console:
 
     def _say(self, text: str, style: str | None = None) -> None:
         text = text.rstrip()
+        self._last_line = time.monotonic()
         if self._rich is not None:
             self._rich.print(text, style=style, markup=False, soft_wrap=True)
             return

@@ -95,6 +95,10 @@ def test_all_peers_see_the_same_images_and_targets(
         assert any((targets.max(1).values < 1).any() for targets in one.targets)
     if replicas == 2:
         assert not set(seats[0, 0].images) & set(seats[0, 1].images)
+    # Every rank says where it is after every step.
+    told = (tmp_path / "rank0.steps").read_text().splitlines()
+    steps = len(one.images) // config.epochs
+    assert told == [f"{epoch} {step} {steps}" for epoch in (1, 2) for step in range(1, steps + 1)]
 
 
 def test_the_reported_kd_is_the_textbook_loss_of_the_recorded_logits(pool: Pool, small: Make, tmp_path: Path) -> None:

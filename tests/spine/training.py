@@ -35,6 +35,10 @@ class FolderSession:
     def start_from(self) -> Path | None:
         return None if self.start is None else self.folder / self.start
 
+    def stepped(self, epoch: int, step: int, steps: int) -> None:
+        with (self.folder / f"rank{dist.get_rank()}.steps").open("a") as file:
+            file.write(f"{epoch} {step} {steps}\n")
+
     def report(self, metrics: dict[str, Any], write: WriteCheckpoint | None, name: str | None) -> None:
         with (self.folder / f"rank{dist.get_rank()}.jsonl").open("a") as file:
             file.write(json.dumps(metrics) + "\n")

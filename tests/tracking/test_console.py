@@ -1,5 +1,6 @@
 import io
 import re
+import time
 
 import pytest
 
@@ -117,6 +118,44 @@ def test_a_terminal_gets_the_same_lines_and_a_bar(monkeypatch: pytest.MonkeyPatc
     bare = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", text)
     assert all(line in bare for line in plain)
     assert "left" in bare
+
+
+def percentages(text: str) -> list[int]:
+    return [int(found) for found in re.findall(r"(\d+) %.{0,10} left", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text))]
+
+
+def test_the_bar_moves_inside_an_epoch_and_never_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    stream = Terminal()
+    console = Console(stream=stream, width=120)
+    console.opening(make_summary(2, epochs=4))
+    (row, *_) = make_rows(2, 4)
+    console.step(1, 6, 12)
+    shown = percentages(stream.getvalue())
+    assert shown
+    console._progress.refresh()  # type: ignore[union-attr]
+    assert percentages(stream.getvalue())[-1] == 12
+    console.epoch(row)
+    console.step(1, 11, 12)
+    console._progress.refresh()  # type: ignore[union-attr]
+    assert percentages(stream.getvalue())[-1] == 25
+    console.close()
+
+
+def test_a_log_hears_of_long_epochs_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stream = io.StringIO()
+    console = Console(stream=stream)
+    console.opening(make_summary(2, epochs=4))
+    before = stream.getvalue()
+    now += 299
+    console.step(1, 100, 10_000)
+    assert stream.getvalue() == before
+    now += 2
+    console.step(1, 1200, 10_000)
+    console.step(1, 1201, 10_000)
+    assert stream.getvalue() == before + "      1/4  step 1,200 of 10,000\n"
 
 
 def test_verbose_adds_losses_and_exchange() -> None:

@@ -1,0 +1,51 @@
+"""How far the running epoch is: the first worker notes it in the cluster's key-value store, the console looks it up.
+
+Reports to Ray Train make all workers wait for each other; this makes nobody wait.
+"""
+
+import json
+import time
+
+from ray.experimental import internal_kv
+
+SECONDS = 1.0
+"""Between two notes, and between two looks."""
+_NAMESPACE = b"metamixer_ray"
+
+
+class Ticker:
+    """One training's note.
+
+    Args:
+        key: of the training; no other may have it.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = f"step-of-{key}".encode()
+        self._next = 0.0
+
+    def note(self, epoch: int, step: int, steps: int) -> None:
+        """Note that ``step`` of the ``steps`` of ``epoch`` (both from 1) are done, if the last note is old enough."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + SECONDS
+        internal_kv._internal_kv_put(
+            self._key, json.dumps([epoch, step, steps]).encode(), overwrite=True, namespace=_NAMESPACE
+        )
+
+    def look(self) -> tuple[int, int, int] | None:
+        """The last note, if a second has passed since the last look and there is one."""
+        now = time.monotonic()
+        if now < self._next:
+            return None
+        self._next = now + SECONDS
+        content = internal_kv._internal_kv_get(self._key, namespace=_NAMESPACE)
+        if content is None:
+            return None
+        epoch, step, steps = json.loads(content)
+        return epoch, step, steps
+
+    def forget(self) -> None:
+        """Take the note away."""
+        internal_kv._internal_kv_del(self._key, namespace=_NAMESPACE)
