@@ -20,16 +20,7 @@ def parse(argv: Sequence[str], *, program: str, description: str) -> TrainConfig
         UserError: a file that can't be read, or an impossible combination.
         SystemExit: unknown flags or values of the wrong type (tyro prints which, and what is close).
     """
-    default = TrainConfig()
-    words: list[str] = []
-    rest = iter(argv)
-    for word in rest:
-        if word == "--config":
-            default = read_yaml(next(rest, ""))
-        elif word.startswith("--config="):
-            default = read_yaml(word.partition("=")[2])
-        else:
-            words.append(word)
+    default, words = take_config_file(argv)
     config = tyro.cli(
         TrainConfig,
         prog=program,
@@ -41,6 +32,24 @@ def parse(argv: Sequence[str], *, program: str, description: str) -> TrainConfig
     )
     config.check()
     return config
+
+
+def take_config_file(argv: Sequence[str]) -> tuple[TrainConfig, list[str]]:
+    """The configuration of the file that ``--config`` names, else the defaults; and the other words.
+
+    Raises:
+        UserError: a file that can't be read.
+    """
+    config, words = TrainConfig(), []
+    rest = iter(argv)
+    for word in rest:
+        if word == "--config":
+            config = read_yaml(next(rest, ""))
+        elif word.startswith("--config="):
+            config = read_yaml(word.partition("=")[2])
+        else:
+            words.append(word)
+    return config, words
 
 
 def run_command(body: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:

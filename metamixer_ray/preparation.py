@@ -47,4 +47,5 @@ def batch_order(config: TrainConfig, splits: Splits) -> BatchOrder:
         replicas=config.placement.replicas,
         quadruples=wants_quadruples(config.dataset, organised=build_mixer(config.mixing).organised),
         seed=config.seed,
+        layout=splits.train.layout,
     )

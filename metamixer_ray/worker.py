@@ -170,6 +170,7 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> None:
         epoch=epoch,
         replica=mesh.replica,
         first_step=progress.step,
+        pin_memory=peer.device.type == "cuda",
     ):
         wish = 0 < config.run.checkpoint_seconds <= clock.since_checkpoint()
         flags = learn(peer, batch, epoch, meters, step=progress.total_steps, wish_checkpoint=wish)

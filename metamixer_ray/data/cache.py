@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import filelock
 import numpy as np
@@ -17,7 +17,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from metamixer_ray.data.arrow_file import MappedSplit, map_arrow, write_arrow
+from metamixer_ray.data.channel_sums import ChannelSums
 from metamixer_ray.data.decoding import decode_all
+from metamixer_ray.data.labels import (
+    OnBadImage,
+    bad_row,
+    check_same_classes,
+    label_problem,
+    missing_labels_hint,
+    no_images,
+    numbered_classes,
+)
 from metamixer_ray.data.sources.base import Part, Source, Split
 from metamixer_ray.errors import ConfigError, DataError
 
@@ -26,8 +36,6 @@ logger = logging.getLogger(__name__)
 # Change it whenever decoding, resizing or the file's layout changes: older caches are then never read.
 FORMAT_VERSION = 1
 REPORTED = 5
-
-OnBadImage = Literal["error", "skip"]
 
 
 def cache_folder(cache_dir: str | None) -> Path:
@@ -38,6 +46,11 @@ def cache_folder(cache_dir: str | None) -> Path:
 def fingerprint(*facts: Any) -> str:
     """32 hexadecimal digits that differ when any of the JSON-able ``facts`` does."""
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def place_of(folder: Path, source: Source, key: str) -> Path:
+    """The folder for what is prepared of ``source`` under ``key``."""
+    return folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', source.name)[:60]}-{key[:20]}"
 
 
 def prepare(
@@ -54,14 +67,14 @@ def prepare(
         DataError: an image, a label or a file cannot be used.
         ConfigError: the cache folder cannot be written.
     """
-    place = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', source.name)[:60]}-{key[:20]}"
+    place = place_of(folder, source, key)
     train, test = place / "train.arrow", place / "test.arrow"
     ready = _mapped(train, key), _mapped(test, key)
     if ready[0] is not None and ready[1] is not None:
         return ready[0], ready[1]
-    with _writing(folder):
+    with writing(folder):
         place.mkdir(parents=True, exist_ok=True)
-        with _locked(place / "lock"):
+        with locked(place / "lock"):
             mapped_train = _mapped(train, key) or _decode(
                 "train", source, train, key, None, size, on_bad_image, processes
             )
@@ -73,7 +86,8 @@ def prepare(
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
+    """A cache folder that cannot be written becomes a ConfigError."""
     try:
         yield
     except OSError as error:
@@ -84,12 +98,13 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Only one process of the node is inside at a time."""
     lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=1)
     except filelock.Timeout:
-        logger.info("waiting for another process to decode the images into %s", path.parent)
+        logger.info("waiting for another process to prepare the images in %s", path.parent)
         lock.acquire()
     try:
         yield
@@ -122,13 +137,8 @@ def _decode(
         left.unlink(missing_ok=True)
     part = source.open(split)
     if part.rows == 0:
-        raise DataError(f"{part.where}: the {split} part holds no images; check what --data and --test-data name")
-    if classes is not None and part.classes is not None and part.classes != classes:
-        raise DataError(
-            f"{part.where}: its class names differ from the training part's "
-            f"({_difference(part.classes, classes)}), so equal labels would mean different classes; give "
-            "both parts of one data set"
-        )
+        raise no_images(part.where, split)
+    check_same_classes(part.classes, classes, part.where)
     logger.info("decoding %d %s images of %s into %s", part.rows, split, source.name, target.parent)
     # The host's name keeps two nodes apart whose shared file system doesn't honour the lock.
     stem = f".{split}.{socket.gethostname()}.{os.getpid()}"
@@ -150,13 +160,6 @@ def _decode(
     return map_arrow(target)
 
 
-def _difference(names: tuple[str, ...], classes: tuple[str, ...]) -> str:
-    if len(names) != len(classes):
-        return f"{len(names)} instead of {len(classes)}"
-    number = next(i for i, pair in enumerate(zip(names, classes, strict=True)) if pair[0] != pair[1])
-    return f"class {number} is {names[number]} instead of {classes[number]}"
-
-
 class _Gathered:
     """Checks the rows of one split as they come and sums up what the metadata says of them."""
 
@@ -170,8 +173,7 @@ class _Gathered:
         self.first_place = ""
         self.problems: list[str] = []
         self.skipped = 0
-        self.sums = np.zeros(3, dtype=np.uint64)
-        self.squares = np.zeros(3, dtype=np.uint64)
+        self.sums = ChannelSums()
         self.digest = hashlib.blake2b(digest_size=16)
 
     def add(
@@ -184,7 +186,9 @@ class _Gathered:
         """The usable images of a chunk as uint8 [n, 3, H, W], or None if there are none."""
         kept: list[NDArray[np.uint8]] = []
         for image, label, place, problem in zip(images, labels, places, problems, strict=True):
-            problem = problem or self._label_problem(label)
+            problem = problem or label_problem(
+                label, self.classes, hint=missing_labels_hint(self.split, any_before=bool(self.labels))
+            )
             if problem is not None or image is None:
                 self._bad(place, problem or "no image")
                 continue
@@ -194,29 +198,13 @@ class _Gathered:
         if not kept:
             return None
         block = np.stack(kept)
-        wide = block.astype(np.uint32)
-        self.sums += wide.sum(axis=(0, 2, 3), dtype=np.uint64)
-        self.squares += np.square(wide).sum(axis=(0, 2, 3), dtype=np.uint64)
+        self.sums.add(block)
         self.digest.update(block.data)
         return block
 
-    def _label_problem(self, label: object) -> str | None:
-        if label is None:
-            return "the label is null"
-        if isinstance(label, bool) or not isinstance(label, int | np.integer):
-            return f"the label is {label!r}, not an integer"
-        if label < 0:
-            hint = "" if self.labels or self.split == "train" else "; if no label here is, give --test-data with labels"
-            return f"the label is {label}, which isn't a class number from 0{hint}"
-        if self.classes is not None and label >= len(self.classes):
-            return f"the label is {label}, but the classes are 0 to {len(self.classes) - 1}"
-        return None
-
     def _bad(self, place: str, problem: str) -> None:
         if not self.skip:
-            raise DataError(
-                f"{place}: {problem}. Mend or remove it, or give --on-bad-image skip to leave out what cannot be used"
-            )
+            raise bad_row(place, problem)
         self.skipped += 1
         if len(self.problems) < REPORTED:
             self.problems.append(f"{place}: {problem}")
@@ -248,25 +236,12 @@ class _Gathered:
             logger.warning("%s: left out %d of %d images", self.part.where, self.skipped, self.part.rows)
         labels = np.array(self.labels, dtype=np.int64)
         self.digest.update(labels.data)
-        classes = self.classes or self._numbered(labels)
-        values = len(labels) * self.shape[1] * self.shape[2]
-        # Whole numbers all the way: the variance is a small difference of huge sums.
-        pairs = [(int(total), int(squares)) for total, squares in zip(self.sums, self.squares, strict=True)]
+        classes = self.classes or numbered_classes(labels, self.part.where)
         facts = {
             "classes": list(classes),
-            "mean": [total / (values * 255) for total, _ in pairs],
-            "std": [(values * squares - total**2) ** 0.5 / (values * 255) or 1.0 for total, squares in pairs],
+            "mean": self.sums.mean(),
+            "std": self.sums.std(),
             "skipped": self.skipped,
             "digest": self.digest.hexdigest(),
         }
         return labels, self.shape, facts
-
-    def _numbered(self, labels: NDArray[np.int64]) -> tuple[str, ...]:
-        count = int(labels.max()) + 1
-        if count > max(len(labels), 2):
-            raise DataError(
-                f"{self.part.where}: labels reach {count - 1} with only {len(labels)} images, so they "
-                "aren't class numbers from 0; name another column by --label-column, or number the classes "
-                "from 0"
-            )
-        return tuple(str(number) for number in range(count))

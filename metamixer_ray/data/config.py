@@ -5,7 +5,11 @@ from typing import Literal
 
 from metamixer_ray.errors import ConfigError
 
-Augment = Literal["auto", "none", "crop", "crop-flip", "trivial", "rand"]
+Augment = Literal["auto", "none", "crop", "crop-flip", "resized-crop", "trivial", "rand"]
+Streaming = Literal["auto", "yes", "no"]
+
+STREAM_ABOVE_GB = 32
+"""Decoded sets larger than this don't stay in the page cache of most nodes, and each read would go to the disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +56,35 @@ class DataConfig:
     --seed learn from and are measured on the same images."""
 
     augment: Augment = "auto"
-    """How training images vary: crop (random crop after padding), crop-flip (and random mirroring), trivial
-    (crop-flip, then TrivialAugment), rand (crop-flip, then RandAugment), none; auto is crop for the named
-    sets digits and svhn, whose mirror images mean something else, and crop-flip for all others."""
+    """How training images vary: crop (random crop after padding), crop-flip (and random mirroring),
+    resized-crop (a random part of 8 to 100 % of the image, resized, and random mirroring), trivial
+    (crop-flip, then TrivialAugment), rand (crop-flip, then RandAugment), none; auto is resized-crop for
+    streamed sets, crop for the named sets digits and svhn, whose mirror images mean something else, and
+    crop-flip for all others. For streamed sets trivial and rand follow resized-crop. Streamed sets that are
+    trained with resized crops are evaluated on the centre crop of 224/256 of the short side, as is usual."""
 
     on_bad_image: Literal["error", "skip"] = "error"
     """What to do with an image that cannot be decoded or has no valid label: stop, or leave it out and count
-    it."""
+    it. In a streamed training batch another image of its class out of the batch stands in for it."""
 
     sampler: Literal["auto", "quadruple", "shuffle"] = "auto"
     """How batches are formed: quadruple (two images of each of two classes, side by side), shuffle (plain
     random order); auto takes quadruple when the mixer needs it."""
 
     loader_processes: int = 0
-    """Processes per worker that prepare and augment batches; 0 uses one background thread. Never changes the
-    batches."""
+    """Processes per worker that prepare and augment batches; 0 uses one background thread, which is too slow
+    for streamed sets: give as many as the worker has CPUs. Never changes the batches."""
+
+    streaming: Streaming = "auto"
+    """Whether images stay encoded and are read and decoded again in every epoch (Parquet only, needs
+    --image-size); auto streams what would take more than 32 GB decoded (images x 3 x size x size bytes). A
+    validation split lies all over the training files, so each evaluation on it reads all of them."""
+
+    stream_window: int = 8192
+    """Streamed images that are shuffled together: random row groups of about so many images in all; a row
+    group is never divided. A worker holds up to one and a half windows in memory, as encoded as in the files
+    (for ImageNet 1.5 x 8192 x 110 KB = 1.4 GB), divided by --replicas, and for each loader process two
+    batches, encoded and decoded."""
 
     cache_dir: str | None = None
     """Folder for decoded images and downloads; by default $METAMIXER_CACHE, else ~/.cache/metamixer_ray."""
@@ -82,5 +100,7 @@ class DataConfig:
             raise ConfigError(f"--train-limit {self.train_limit}: give a positive number of images, or leave it out")
         if self.split_seed < 0:
             raise ConfigError(f"--split-seed {self.split_seed}: give 0 or a positive integer")
+        if self.stream_window < 1:
+            raise ConfigError(f"--stream-window {self.stream_window}: give a positive number of images, like 8192")
         if self.loader_processes < 0:
             raise ConfigError(f"--loader-processes {self.loader_processes}: give 0 or a positive integer")

@@ -6,10 +6,12 @@ import multiprocessing
 import sys
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from metamixer_ray.data.sources.base import CHUNK_ROWS, Chunk, RawImage
 from metamixer_ray.errors import DataError
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # Decoding fewer rows takes about a second, and a pool isn't worth its processes.
 POOL_FROM_ROWS = 4_000
@@ -58,7 +61,7 @@ def to_rgb(image: RawImage, size: int | None) -> NDArray[np.uint8]:
     else:
         opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
     with opened if isinstance(image, bytes | str) else _kept_open(opened):
-        rgb = _convert(opened)
+        rgb = convert_rgb(opened)
     if size is not None and rgb.size != (size, size):
         width, height = rgb.size
         side = min(width, height)
@@ -88,7 +91,8 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _convert(image: Image.Image) -> Image.Image:
+def convert_rgb(image: Image.Image) -> Image.Image:
+    """An opened image as mode RGB, decoded; see :func:`to_rgb`."""
     if image.mode == "RGB":
         image.load()
         return image
@@ -107,22 +111,34 @@ def decode_chunk(chunk: Chunk, size: int | None) -> Decoded:
     """Decode every image of a chunk; what fails is reported at its place instead of raised."""
     images: list[NDArray[np.uint8] | None] = []
     problems: list[str | None] = []
+    with strict_pillow():
+        for raw in chunk.images:
+            image, problem = attempt(lambda raw: to_rgb(raw, size), raw)
+            images.append(image)
+            problems.append(problem)
+    return Decoded(images, chunk.labels, chunk.places, problems)
+
+
+@contextmanager
+def strict_pillow() -> Iterator[None]:
+    """Pillow's warnings are silenced, but for that of an image too large to be decoded safely, which becomes an
+    error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for raw in chunk.images:
-            try:
-                if raw is None:
-                    raise ValueError("no image bytes are stored here")
-                images.append(to_rgb(raw, size))
-                problems.append(None)
-            except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-                images.append(None)
-                problems.append(f"the image is too large to be decoded safely ({error})")
-            except Exception as error:  # Pillow's decoders raise nearly anything on broken input
-                images.append(None)
-                problems.append(f"the image cannot be decoded ({type(error).__name__}: {_printable(error)})")
-    return Decoded(images, chunk.labels, chunk.places, problems)
+        yield
+
+
+def attempt(decode: Callable[[Any], T], raw: RawImage | None) -> tuple[T | None, str | None]:
+    """``decode(raw)`` inside :func:`strict_pillow`, or None with the reason why it failed."""
+    try:
+        if raw is None:
+            raise ValueError("no image bytes are stored here")
+        return decode(raw), None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        return None, f"the image is too large to be decoded safely ({error})"
+    except Exception as error:  # Pillow's decoders raise nearly anything on broken input
+        return None, f"the image cannot be decoded ({type(error).__name__}: {_printable(error)})"
 
 
 def _printable(error: Exception) -> str:

@@ -1,84 +1,88 @@
-"""A set of labelled images, which may be a selection from a memory-mapped file."""
+"""A set of labelled images, whichever way their pixels are come by."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from metamixer_ray.data.arrow_file import map_arrow
-from metamixer_ray.errors import DataError
+from metamixer_ray.data.augmentation import Draws
+from metamixer_ray.data.config import Augment
+from metamixer_ray.data.windows import Layout
+
+Ints = NDArray[np.int64]
 
 
-class ImageSet:
+@dataclass(frozen=True)
+class Made:
+    """Images of a batch.
+
+    Attributes:
+        images: uint8 [b, 3, H, W].
+        indices: int64 [b], positions in the set of what is in ``images``, which differ from those asked for where an
+            image is bad.
+        replaced: what was wrong with each bad one, and where.
+    """
+
+    images: Tensor
+    indices: Tensor
+    replaced: tuple[str, ...] = ()
+
+
+class ImageSet(ABC):
     """N images with their labels.
-
-    A selection (a training set less its validation split, a low-data subset) keeps the whole memory map and a
-    list of its rows, so however many processes and selections there are, the pixels exist once per node.
-    ``take`` is the way to read images; ``images`` gathers all of them, which copies unless the set is
-    everything there is.
-
-    Sent to another process of the node, a mapped set travels as its file name.
 
     Attributes:
         labels: int64 [N].
+        layout: how a streamed set lies in its files; None where all images are as near as each other.
+        own_processes: processes that evaluation may use; 0 where a thread is quick enough.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor | None = None, *, file: Path | None = None) -> None:
-        """
-        Args:
-            images: uint8 [M, 3, H, W].
-            labels: int64 [N], of the selected rows.
-            rows: int64 [N], where in ``images`` each image of the set is; None when the set is all of them (N
-                = M).
-            file: the prepared file that ``images`` is mapped from, if it is.
-
-        Raises:
-            ValueError: shapes or dtypes that don't fit together.
-        """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images must be uint8 [N, 3, H, W], not {images.dtype} {list(images.shape)}")
-        count = len(images) if rows is None else len(rows)
-        if labels.dtype != torch.int64 or labels.shape != (count,):
-            raise ValueError(f"labels must be int64 [{count}], not {labels.dtype} {list(labels.shape)}")
-        self._images = images
-        self._rows = rows
-        self._file = file
-        self.labels = labels
+    labels: Tensor
+    layout: Layout | None = None
+    own_processes: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
-    def images(self) -> Tensor:
-        """uint8 [N, 3, H, W]: the memory map itself, or a copy where the set is a selection. Never write to
-        it."""
-        return self._images if self._rows is None else self._images[self._rows]
-
-    @property
+    @abstractmethod
     def image_size(self) -> int:
         """Side of the images in pixels."""
-        return int(self._images.shape[-1])
 
+    @abstractmethod
     def take(self, indices: Tensor) -> Tensor:
-        """Copies of the images at int64 [b] ``indices`` of this set: uint8 [b, 3, H, W]."""
-        return self._images[indices if self._rows is None else self._rows[indices]]
+        """Copies of some images as they are evaluated: int64 [n] positions in this set -> uint8 [n, 3, H, W]."""
 
+    @abstractmethod
     def select(self, indices: Tensor) -> ImageSet:
-        """The set of the images at int64 [k] ``indices``, without copying one."""
-        rows = indices if self._rows is None else self._rows[indices]
-        return ImageSet(self._images, self.labels[indices], rows, file=self._file)
+        """The set of some images only, in the given order: int64 [n] positions in this set."""
 
-    def __reduce__(self) -> tuple[object, ...]:
-        if self._file is None:
-            return ImageSet, (self._images, self.labels, self._rows)
-        return _reopen, (str(self._file), self.labels, self._rows)
+    @abstractmethod
+    def fetch(self, parts: Sequence[Ints], *, ahead: int) -> Generator[Any, None, None]:
+        """What each of ``parts`` (positions in this set) needs for :meth:`make`, in order.
 
+        It can be sent to another process. Closing the generator ends its threads.
 
-def _reopen(file: str, labels: Tensor, rows: Tensor | None) -> ImageSet:
-    try:
-        images = map_arrow(Path(file)).images
-    except OSError as error:
-        raise DataError(f"{file}: the prepared images are gone ({error}); start again to decode them anew") from error
-    return ImageSet(images, labels, rows, file=Path(file))
+        Args:
+            ahead: images that may be in memory before they are asked for.
+        """
+
+    @abstractmethod
+    def make(self, indices: Ints, fetched: Any, augment: Augment, draws: Draws | None) -> Made:
+        """The images of one part.
+
+        Args:
+            indices: int64 [b], positions in this set.
+            fetched: what :meth:`fetch` gave for them.
+            augment: any but auto.
+            draws: for these b images; None for evaluation, where nothing varies.
+
+        Raises:
+            DataError: a bad image that is not to be skipped.
+        """

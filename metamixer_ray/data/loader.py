@@ -1,11 +1,14 @@
 """Batches for training and evaluation, the same whoever prepares them and in how many processes."""
 
+import logging
 import math
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, cast
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from metamixer_ray.data import augmentation
+from metamixer_ray.data.cache import REPORTED
 from metamixer_ray.data.config import Augment, DataConfig
 from metamixer_ray.data.image_set import ImageSet
 from metamixer_ray.data.sampler import BatchOrder
-from metamixer_ray.data.sources import automatic_augment
-from metamixer_ray.errors import ConfigError
+from metamixer_ray.data.sources import resolve_augment
+from metamixer_ray.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,54 +36,84 @@ class Batch:
         labels: int64 [b].
         indices: int64 [b], positions in the image set.
         step: 0-based, within the epoch.
+        replaced: what was wrong with each image of a streamed set that another one stands in for, or that an
+            evaluation left out, and where.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     step: int
+    replaced: tuple[str, ...] = ()
+
+    def pin_memory(self) -> "Batch":
+        """The same in page-locked memory, which a GPU copies from without anyone waiting."""
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
-class _Steps(Dataset[Batch]):
-    """The batches of one replica and epoch, by step."""
+class _Job(NamedTuple):
+    """A batch to make, and what its images need that only the asking process has."""
+
+    step: int
+    fetched: Any
+
+
+class _Batches(Dataset[Batch | DataError]):
+    """Makes one replica's batches, in whatever process."""
 
     def __init__(
-        self,
-        images: ImageSet,
-        batches: list[NDArray[np.int64]],
-        augment: Augment,
-        *,
-        seed: int,
-        epoch: int,
-        replica: int,
-        replicas: int,
+        self, images: ImageSet, parts: list[NDArray[np.int64]], augment: Augment = "none", draw: "_Draw | None" = None
     ) -> None:
         self.images = images
-        self.batches = batches
+        self.parts = parts
         self.augment = augment
-        self.seed = seed
-        self.epoch = epoch
-        self.replica = replica
-        self.replicas = replicas
+        self.draw = draw
 
-    def __len__(self) -> int:
-        return len(self.batches)
+    def jobs(self, first_step: int, ahead: int) -> Generator[_Job, None, None]:
+        with closing(self.images.fetch(self.parts[first_step:], ahead=ahead)) as fetched:
+            for step, needed in enumerate(fetched, start=first_step):
+                yield _Job(step, needed)
 
-    def __getitem__(self, step: int) -> Batch:
-        whole = self.batches[step]
-        share = len(whole) // self.replicas
-        rows = slice(self.replica * share, (self.replica + 1) * share)
+    def __getitem__(self, job: _Job) -> Batch | DataError:
+        draws = None if self.draw is None else self.draw(job.step)
+        try:
+            made = self.images.make(self.parts[job.step], job.fetched, self.augment, draws)
+        except DataError as error:
+            # Returned, since a DataLoader would hide it in the traceback of its process.
+            return error
+        return Batch(made.images, self.images.labels[made.indices], made.indices, job.step, made.replaced)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """How a replica's rows of a step vary: drawn for the whole batch, then cut."""
+
+    augment: Augment
+    size: int
+    sizes: list[int]
+    """Rows of the global batches."""
+    resized: bool
+    seed: int
+    epoch: int
+    replica: int
+    replicas: int
+
+    def __call__(self, step: int) -> augmentation.Draws:
         draws = augmentation.draw(
             self.augment,
-            size=self.images.image_size,
-            rows=len(whole),
+            size=self.size,
+            rows=self.sizes[step],
             seed=self.seed,
             epoch=self.epoch,
             step=step,
+            resized=self.resized,
         )
-        indices = torch.from_numpy(whole[rows])
-        images = augmentation.apply(self.images.take(indices), draws.part(rows), self.augment)
-        return Batch(images, self.images.labels[indices], indices, step)
+        return draws.part(_share(self.sizes[step], self.replica, self.replicas))
+
+
+def _share(rows: int, replica: int, replicas: int) -> slice:
+    each = rows // replicas
+    return slice(replica * each, (replica + 1) * each)
 
 
 def train_batches(
@@ -89,47 +125,61 @@ def train_batches(
     epoch: int,
     replica: int,
     first_step: int = 0,
+    pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """The training batches of one epoch for one replica, from ``first_step`` on.
 
     A pure function of (images, order, augmentation, seed, epoch, replica): neither ``loader_processes`` nor
     ``first_step`` changes a batch, and torch's global random state isn't touched. Closing or dropping the
-    iterator ends its threads and processes.
+    iterator ends its threads and processes. Of a streamed set, nothing is read that only the batches before
+    ``first_step`` need.
+
+    Args:
+        pin_memory: whether batches are put in page-locked memory, for a GPU.
 
     Raises:
         ConfigError: ``replica`` isn't one of the order's.
-        ValueError: the order was made for another number of images.
+        DataError: while iterating, a streamed image or file cannot be used.
+        ValueError: the order was made for another set.
     """
     if not 0 <= replica < order.replicas:
         raise ConfigError(f"replica {replica} of {order.replicas}: --replicas and the number of workers disagree")
     if len(order.labels) != len(images):
         raise ValueError(f"the order is for {len(order.labels)} images, but the set has {len(images)}")
-    augment = cast(Augment, automatic_augment(config.data)) if config.augment == "auto" else config.augment
-    steps = _Steps(
-        images,
-        order.epoch(epoch),
+    if (order.layout is None) != (images.layout is None):
+        raise ValueError("the order of a streamed set needs the set's layout, and that of a decoded set none")
+    augment = resolve_augment(config, streamed=images.layout is not None)
+    whole = order.epoch(epoch)
+    parts = [batch[_share(len(batch), replica, order.replicas)] for batch in whole]
+    draw = _Draw(
         augment,
+        images.image_size,
+        [len(batch) for batch in whole],
+        resized=images.layout is not None,
         seed=seed,
         epoch=epoch,
         replica=replica,
         replicas=order.replicas,
     )
-    wanted = range(first_step, len(steps))
-    if config.loader_processes == 0:
-        return _ahead(steps.__getitem__, wanted)
-    return _from_processes(steps, wanted, config.loader_processes)
+    batches = _Batches(images, parts, augment, draw)
+    ahead = 0 if images.layout is None else images.layout.ahead // order.replicas
+    return _run(batches, first_step, ahead, config.loader_processes, pin_memory)
 
 
 def eval_batches(images: ImageSet, *, batch_size: int, replica: int, replicas: int) -> Iterator[Batch]:
     """One replica's share of a set in fixed order, not augmented: rows ``replica``, ``replica + replicas``,
     ...
 
-    Every image comes once over all replicas; nothing is repeated or dropped. The last batch may be smaller.
-    All replicas have the same number of batches, so that collectives in an evaluation loop stay in step,
-    except when ``batch_size`` is 1 or there are fewer images than replicas.
+    Every image comes once over all replicas; nothing is repeated, or dropped but for the bad images of a
+    streamed set. The last batch may be smaller. All replicas have the same number of batches, so that
+    collectives in an evaluation loop stay in step, except when ``batch_size`` is 1 or there are fewer images
+    than replicas.
 
     Args:
         batch_size: rows per replica and step.
+
+    Raises:
+        DataError: while iterating, a streamed image or file cannot be used.
     """
     share = np.arange(replica, len(images), replicas, dtype=np.int64)
     steps = math.ceil(math.ceil(len(images) / replicas) / batch_size)
@@ -139,12 +189,7 @@ def eval_batches(images: ImageSet, *, batch_size: int, replica: int, replicas: i
         # one.
         starts = np.minimum(starts, len(share) - 1)
     cuts = [cut for cut in np.split(share, starts) if len(cut)]
-
-    def batch(step: int) -> Batch:
-        indices = torch.from_numpy(cuts[step])
-        return Batch(images.take(indices), images.labels[indices], indices, step)
-
-    return _ahead(batch, range(len(cuts)))
+    return _run(_Batches(images, cuts), 0, 2 * batch_size, images.own_processes)
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -157,38 +202,72 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     Returns:
         float32 [b, 3, H, W].
     """
-    centre = torch.tensor(mean, dtype=torch.float32, device=images.device).mul(255).view(1, -1, 1, 1)
-    spread = torch.tensor(std, dtype=torch.float32, device=images.device).mul(255).view(1, -1, 1, 1)
-    return images.to(torch.float32).sub_(centre).div_(spread)
+    return images.to(torch.float32).sub_(_per_channel(mean, images.device)).div_(_per_channel(std, images.device))
 
 
-def _ahead(make: Callable[[int], Batch], steps: range) -> Generator[Batch, None, None]:
-    """``make(step)`` for each step, the next one being made by a thread while the caller uses this one."""
-    if not steps:
+@lru_cache(maxsize=16)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """``values`` x 255 as [1, 3, 1, 1], sent to a device once: sending them with every batch would make it wait."""
+    return torch.tensor(values, dtype=torch.float32, device=device).mul(255).view(1, -1, 1, 1)
+
+
+def _run(
+    batches: _Batches, first_step: int, ahead: int, processes: int, pin: bool = False
+) -> Generator[Batch, None, None]:
+    """The batches from ``first_step`` on, made ahead by a thread or by processes."""
+    remaining = len(batches.parts) - first_step
+    if remaining <= 0:
         return
+    bad = 0
+    with closing(batches.jobs(first_step, ahead)) as jobs:
+        if processes:
+            made = _by_processes(batches, jobs, min(processes, remaining), pin)
+        else:
+            made = _by_thread(batches, jobs, pin)
+        with closing(made):
+            for batch in made:
+                if isinstance(batch, DataError):
+                    raise batch
+                for problem in batch.replaced:
+                    bad += 1
+                    if bad <= REPORTED:
+                        logger.warning("bad image: %s", problem)
+                yield batch
+    if bad:
+        logger.warning("%d bad images were skipped in this pass", bad)
+
+
+def _by_thread(batches: _Batches, jobs: Iterator[_Job], pin: bool) -> Generator[Batch | DataError, None, None]:
+    """Each batch, the next one being made by a thread while the caller uses this one."""
+
+    def make() -> Batch | DataError | None:
+        job = next(jobs, None)
+        made = None if job is None else batches[job]
+        return made.pin_memory() if pin and isinstance(made, Batch) else made
+
     pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
     try:
-        coming: Future[Batch] = pool.submit(make, steps[0])
-        for following in steps[1:]:
-            ready = coming.result()
-            coming = pool.submit(make, following)
+        coming: Future[Batch | DataError | None] = pool.submit(make)
+        while (ready := coming.result()) is not None:
+            coming = pool.submit(make)
             yield ready
-        yield coming.result()
     finally:
         # Also runs when the generator is dropped half-way: the batch in the making is waited for, then the
         # thread ends.
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _from_processes(steps: _Steps, wanted: range, processes: int) -> Generator[Batch, None, None]:
-    if not wanted:
-        return
+def _by_processes(
+    batches: _Batches, jobs: Iterable[_Job], processes: int, pin: bool
+) -> Generator[Batch | DataError, None, None]:
+    """Each batch, made by processes; the jobs, and all reading of files, stay in this one."""
     loader = DataLoader(
-        steps,
+        batches,
         batch_size=None,
-        sampler=wanted,
-        num_workers=min(processes, len(wanted)),
+        sampler=jobs,
+        num_workers=processes,
         collate_fn=_as_it_is,
+        pin_memory=pin,
         # Without its own generator a DataLoader draws a seed from torch's global one, and dropout would
         # follow.
         generator=torch.Generator(),

@@ -5,6 +5,8 @@ import torch
 from numpy.typing import NDArray
 
 from metamixer_ray.data.config import DataConfig
+from metamixer_ray.data.joining import quadruples as random_quadruples
+from metamixer_ray.data.windows import Layout, windowed_units
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.randomness import numpy_generator
 
@@ -26,7 +28,7 @@ def wants_quadruples(config: DataConfig, *, organised: bool) -> bool:
 
 
 class BatchOrder:
-    """The batches of every epoch, a pure function of (labels, seed, epoch).
+    """The batches of every epoch, a pure function of (labels, layout, seed, epoch).
 
     A global batch is for all replicas together: replica r takes the r-th of ``replicas`` equal contiguous
     slices.
@@ -48,13 +50,30 @@ class BatchOrder:
     random repeats; and further, if need be, so that no replica's slice has fewer than two rows (BatchNorm
     cannot train on one).
 
+    **Streamed sets** (``layout`` given). The row groups are shuffled and cut into windows of about
+    ``layout.window`` images (:func:`cut_windows`); images are shuffled, and quadruples formed, inside a
+    window. An odd image or couple, and up to ``layout.window // 8`` images of a class that has more than half
+    of a window, wait for the next window. So a batch needs only the row groups of its window, the images that
+    waited, and at a window's end those of the next. The counts are as above, with three differences: the
+    companions and repeats of 1 to 3 all come from the last window (an image that is the only one of its class
+    there is its own companion, a couple that meets no other class there is joined with one of its own); a
+    class is joined with itself if more than half of one window's couples are of it; and where the rows of a
+    file are sorted by class, a window has few classes, so shuffle such files once when writing them.
+
     Either way the rows are spread evenly: there are as few batches as ``batch_size`` allows, and they differ
     by at most one quadruple (or row) per replica, so no small last batch upsets BatchNorm's statistics. A
     ``batch_size`` above the size of the training set gives one batch of all there is.
     """
 
     def __init__(
-        self, labels: torch.Tensor | Ints, *, batch_size: int, replicas: int, quadruples: bool, seed: int
+        self,
+        labels: torch.Tensor | Ints,
+        *,
+        batch_size: int,
+        replicas: int,
+        quadruples: bool,
+        seed: int,
+        layout: Layout | None = None,
     ) -> None:
         """
         Args:
@@ -63,6 +82,7 @@ class BatchOrder:
             replicas: equal slices that each batch must have.
             quadruples: whether batches are made of quadruples.
             seed: of the training.
+            layout: how a streamed set lies in its files; None for a decoded one.
 
         Raises:
             ConfigError: a batch size that cannot be cut into equal slices, or quadruples of a single class.
@@ -72,6 +92,7 @@ class BatchOrder:
         self.replicas = replicas
         self.quadruples = quadruples
         self.seed = seed
+        self.layout = layout
         # What each replica's slice consists of: quadruples, or single rows.
         self._unit_rows = 4 if quadruples else 1
         _check_batch_size(batch_size, replicas, quadruples)
@@ -97,12 +118,19 @@ class BatchOrder:
         """The ``steps_per_epoch`` global batches of ``epoch``: positions in the training set, int64 [b]
         each."""
         rng = numpy_generator(self.seed, "order", epoch)
-        units = _quadruples(self.labels, rng) if self.quadruples else rng.permutation(len(self.labels))[:, None]
-        missing = self._units - len(units)
+        if self.layout is not None:
+            *before, units = windowed_units(self.labels, self.layout, quadruples=self.quadruples, rng=rng)
+        else:
+            before = []
+            units = (
+                random_quadruples(self.labels, rng) if self.quadruples else rng.permutation(len(self.labels))[:, None]
+            )
+        missing = self._units - sum(map(len, before)) - len(units)
         if missing:
             repeated = rng.choice(len(units), missing, replace=missing > len(units))
             units = np.concatenate([units, units[repeated]])
             units = units[rng.permutation(len(units))]
+        units = np.concatenate([*before, units])
         rows = np.ascontiguousarray(units, dtype=np.int64).reshape(-1)
         return [np.ascontiguousarray(batch) for batch in np.split(rows, self._ends[:-1])]
 
@@ -121,87 +149,3 @@ def _check_batch_size(batch_size: int, replicas: int, quadruples: bool) -> None:
     else:
         why = f"a multiple of {unit} with at least two rows on each of {replicas} replicas"
     raise ConfigError(f"--batch-size {batch_size}: it must be {why}; the nearest that fits: {valid}")
-
-
-def _quadruples(labels: Ints, rng: np.random.Generator) -> Ints:
-    """All images as quadruples in random order: int64 [Q, 4]."""
-    couples = _couples(labels, rng)
-    couples = couples[rng.permutation(len(couples))]
-    left, right = _join(labels[couples[:, 0]], rng)
-    quadruples = np.concatenate([couples[left], couples[right]], axis=1)
-    return quadruples[rng.permutation(len(quadruples))]
-
-
-def _couples(labels: Ints, rng: np.random.Generator) -> Ints:
-    """Every image with another of its class: int64 [K, 2], grouped by class."""
-    order = rng.permutation(len(labels))
-    # NumPy sorts 16-bit keys by radix, ten times faster; more than 32,767 classes fall back to the wide sort.
-    keys = labels[order].astype(np.int16) if labels.max() < 2**15 else labels[order]
-    order = order[np.argsort(keys, kind="stable")]
-    counts = np.bincount(labels)
-    ends = np.cumsum(counts)
-    odd = np.flatnonzero(counts % 2)
-    # The last of an odd class is the one left over; its companion is any other, or itself if there is no
-    # other.
-    others = np.maximum(counts[odd] - 1, 1)
-    companions = order[ends[odd] - counts[odd] + rng.integers(0, others)]
-    return np.insert(order, ends[odd], companions).reshape(-1, 2)
-
-
-def _join(classes: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """Which couples stand side by side, given their classes in random order: two int64 [Q] of positions."""
-    total = len(classes)
-    counts = np.bincount(classes)
-    largest = int(counts.argmax())
-    if 2 * counts[largest] > total:
-        return _join_to_largest(classes == largest, rng)
-    positions = np.arange(total)
-    left, right = positions[0 : total - 1 : 2], positions[1::2].copy()
-    _separate(classes[left], classes, right, rng)
-    if total % 2 == 0:
-        return left, right
-    last = total - 1
-    companion = rng.choice(np.flatnonzero(classes != classes[last]))
-    return np.append(left, last), np.append(right, companion)
-
-
-def _join_to_largest(in_largest: NDArray[np.bool_], rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """The case of one class with more than half of the couples: the others with it, its surplus with
-    itself."""
-    inside, outside = np.flatnonzero(in_largest), np.flatnonzero(~in_largest)
-    surplus = inside[len(outside) :]
-    half = len(surplus) // 2
-    left = np.concatenate([inside[: len(outside)], surplus[:half]])
-    right = np.concatenate([outside, surplus[half : 2 * half]])
-    if len(surplus) % 2:
-        left = np.append(left, surplus[-1])
-        right = np.append(right, rng.choice(outside))
-    # Either of the two classes may come first.
-    turned = rng.random(len(left)) < 0.5
-    return np.where(turned, right, left), np.where(turned, left, right)
-
-
-def _separate(left: Ints, classes: Ints, right: Ints, rng: np.random.Generator) -> None:
-    """Swap entries of ``right`` (positions) until no pair is of one class; ``left`` are the classes opposite.
-
-    A pair (A, A) swaps with a random pair without an A, which leaves both mixed: (A, x), (y, A). Since no
-    class has more than half of the couples, there are at least as many pairs without A as pairs (A, A), so
-    one pass over the classes settles all.
-    """
-    for number in np.unique(left[left == classes[right]]):
-        stuck = np.flatnonzero((left == number) & (classes[right] == number))
-        if len(stuck) == 0:
-            continue
-        free = _without(number, left, classes, right, len(stuck), rng)
-        right[stuck], right[free] = right[free], right[stuck]
-
-
-def _without(number: int, left: Ints, classes: Ints, right: Ints, wanted: int, rng: np.random.Generator) -> Ints:
-    """``wanted`` random pairs without class ``number``, distinct; looks at a few first, at all only if need
-    be."""
-    tried = np.unique(rng.integers(0, len(left), 4 * wanted + 16))
-    for candidates in (tried, np.arange(len(left))):
-        free = candidates[(left[candidates] != number) & (classes[right[candidates]] != number)]
-        if len(free) >= wanted:
-            return rng.choice(free, wanted, replace=False)
-    raise AssertionError("no class has more than half of the couples, so there are pairs enough without it")

@@ -1,17 +1,30 @@
 """From a source's name to the three splits that a training uses."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from metamixer_ray.data.arrow_file import MappedSplit
+from metamixer_ray.data.augmentation import OPERATING
 from metamixer_ray.data.cache import FORMAT_VERSION, cache_folder, fingerprint, prepare
 from metamixer_ray.data.config import DataConfig
+from metamixer_ray.data.decoded_set import DecodedSet
 from metamixer_ray.data.image_set import ImageSet
-from metamixer_ray.data.sources import open_source
+from metamixer_ray.data.sources import Source, open_source, resolve_augment
+from metamixer_ray.data.sources.base import Split
 from metamixer_ray.data.stratify import allocate, choose
+from metamixer_ray.data.streaming import (
+    PartIndex,
+    Reading,
+    RowGroups,
+    StreamedSet,
+    check_memory,
+    is_streamed,
+    read_index,
+)
 from metamixer_ray.errors import ConfigError, DataError
 from metamixer_ray.randomness import numpy_generator
 
@@ -24,11 +37,14 @@ class Splits:
         validation: cut from the training set; None when --validation-fraction is 0.
         classes: names in label order.
         mean, std: per channel, of the whole training part with values scaled to 0..1: exact sums, rounded
-            once. They don't depend on --validation-fraction or --train-limit. A channel that never varies has
-            std 1.
-        skipped: rows left out by --on-bad-image skip, over both parts.
+            once; of a streamed set, of a sample of images that is always the same. They don't depend on
+            --validation-fraction or --train-limit. A channel that never varies has std 1.
+        skipped: rows left out by --on-bad-image skip, over both parts; of a streamed set only those without a
+            valid label, since its images are decoded later.
         fingerprint: 32 hexadecimal digits of the pixels, the labels and the selection: equal on every node
-            and after fetching the same files again.
+            and after fetching the same files again. Of a streamed set, instead of the pixels, of the files'
+            names in their folder and sizes, and the row groups' rows and sizes: it is not told from one that
+            agrees in all of these and in the labels.
         description: one line for people.
     """
 
@@ -43,8 +59,22 @@ class Splits:
     description: str
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """A source's two parts, whole; the rest as in :class:`Splits`."""
+
+    train: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    skipped: int
+    digests: tuple[str, ...]
+    note: str = ""
+
+
 def load_splits(config: DataConfig, *, processes: int = 1) -> Splits:
-    """Open, decode if this node hasn't yet, and split the data that ``config`` names.
+    """Open and split the data that ``config`` names; decode it if this node hasn't yet, unless it is streamed.
 
     The validation split is cut first, from the whole training part and in proportion to its classes;
     ``train_limit`` then chooses among what is left, also in proportion, with at least two images of a class
@@ -61,6 +91,32 @@ def load_splits(config: DataConfig, *, processes: int = 1) -> Splits:
     """
     folder = cache_folder(config.cache_dir)
     source = open_source(config, folder)
+    if is_streamed(config, source):
+        parts = _streamed(config, source, folder)
+    else:
+        parts = _decoded(config, source, folder, processes)
+    labels = parts.train.labels.numpy()
+    if len(np.unique(labels)) < 2:
+        raise DataError(
+            f"--data {config.data}: the training part holds images of one class only; there is nothing to tell apart"
+        )
+    train_rows, validation_rows = _select(labels, config)
+    kept = parts.train if train_rows is None else parts.train.select(torch.from_numpy(train_rows))
+    validation = None if validation_rows is None else parts.train.select(torch.from_numpy(validation_rows))
+    return Splits(
+        train=kept,
+        validation=validation,
+        test=parts.test,
+        classes=parts.classes,
+        mean=parts.mean,
+        std=parts.std,
+        skipped=parts.skipped,
+        fingerprint=fingerprint(*parts.digests, [config.validation_fraction, config.train_limit, config.split_seed]),
+        description=_describe(source.name, kept, validation, parts),
+    )
+
+
+def _decoded(config: DataConfig, source: Source, folder: Path, processes: int) -> _Parts:
     size = config.image_size or source.image_size
     columns = [config.image_column, config.label_column]
     key = fingerprint(FORMAT_VERSION, source.identity, size, columns, config.on_bad_image)
@@ -70,36 +126,50 @@ def load_splits(config: DataConfig, *, processes: int = 1) -> Splits:
             f"--data {config.data}: training images have {train.images.shape[-1]} pixels a side, test images "
             f"{test.images.shape[-1]}; give --image-size N to bring all images to N x N"
         )
-    classes = tuple(train.facts["classes"])
-    labels = train.labels.numpy()
-    if len(np.unique(labels)) < 2:
-        raise DataError(
-            f"--data {config.data}: the training part holds images of one class only; there is nothing to tell apart"
-        )
-    train_rows, validation_rows = _select(labels, config)
-    whole = _image_set(train)
-    skipped = int(train.facts["skipped"]) + int(test.facts["skipped"])
-    kept = whole if train_rows is None else whole.select(torch.from_numpy(train_rows))
-    validation = None if validation_rows is None else whole.select(torch.from_numpy(validation_rows))
-    return Splits(
-        train=kept,
-        validation=validation,
-        test=_image_set(test),
-        classes=classes,
+
+    def whole(split: MappedSplit) -> ImageSet:
+        return DecodedSet(split.images, split.labels, file=split.path)
+
+    return _Parts(
+        whole(train),
+        whole(test),
+        classes=tuple(train.facts["classes"]),
         mean=tuple(train.facts["mean"]),
         std=tuple(train.facts["std"]),
-        skipped=skipped,
-        fingerprint=fingerprint(
-            train.facts["digest"],
-            test.facts["digest"],
-            [config.validation_fraction, config.train_limit, config.split_seed],
-        ),
-        description=_describe(source.name, kept, validation, test, len(classes), skipped),
+        skipped=int(train.facts["skipped"]) + int(test.facts["skipped"]),
+        digests=(train.facts["digest"], test.facts["digest"]),
     )
 
 
-def _image_set(split: MappedSplit) -> ImageSet:
-    return ImageSet(split.images, split.labels, file=split.path)
+def _streamed(config: DataConfig, source: Source, folder: Path) -> _Parts:
+    assert source.parquet is not None
+    assert config.image_size is not None
+    columns = [config.image_column, config.label_column]
+    key = fingerprint("stream", FORMAT_VERSION, source.identity, config.image_size, columns, config.on_bad_image)
+    train, test = read_index(config, source, folder, key=key, size=config.image_size)
+    how = Reading(
+        size=config.image_size,
+        resized=resolve_augment(config, streamed=True) in ("resized-crop", *OPERATING),
+        skip=config.on_bad_image == "skip",
+        window=config.stream_window,
+        processes=config.loader_processes,
+    )
+
+    def whole(index: PartIndex, split: Split) -> ImageSet:
+        assert source.parquet is not None
+        return StreamedSet(index, RowGroups(source.parquet[split], index.facts["image"]), index.usable, how)
+
+    held = check_memory(train, config.stream_window)
+    return _Parts(
+        whole(train, "train"),
+        whole(test, "test"),
+        classes=tuple(train.facts["classes"]),
+        mean=tuple(train.facts["mean"]),
+        std=tuple(train.facts["std"]),
+        skipped=int(train.facts["skipped"]) + int(test.facts["skipped"]),
+        digests=("stream", train.facts["digest"], test.facts["digest"]),
+        note=f", streamed with up to {held / 1e9:.1f} GB of encoded images in a worker's memory",
+    )
 
 
 def _select(labels: NDArray[np.int64], config: DataConfig) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
@@ -141,13 +211,14 @@ def _select(labels: NDArray[np.int64], config: DataConfig) -> tuple[NDArray[np.i
     return rows[chosen], validation_rows
 
 
-def _describe(
-    name: str, train: ImageSet, validation: ImageSet | None, test: MappedSplit, classes: int, skipped: int
-) -> str:
-    parts = [f"{len(train)} training"]
+def _describe(name: str, train: ImageSet, validation: ImageSet | None, parts: _Parts) -> str:
+    counts = [f"{len(train)} training"]
     if validation is not None:
-        parts.append(f"{len(validation)} validation")
-    parts.append(f"{len(test.labels)} test")
+        counts.append(f"{len(validation)} validation")
+    counts.append(f"{len(parts.test)} test")
     size = train.image_size
-    left_out = f", {skipped} bad ones left out" if skipped else ""
-    return f"{name}: {', '.join(parts)} images of {size} x {size} pixels, {classes} classes{left_out}"
+    left_out = f", {parts.skipped} bad ones left out" if parts.skipped else ""
+    return (
+        f"{name}: {', '.join(counts)} images of {size} x {size} pixels, {len(parts.classes)} classes"
+        f"{left_out}{parts.note}"
+    )

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from metamixer_ray.data import DataConfig, ImageSet, Splits, load_splits
+from metamixer_ray.data import DataConfig, DecodedSet, Splits, load_splits
 from metamixer_ray.errors import ConfigError, DataError
 from tests.data.drawing import drawn_set, encoded, picture, pixels, write_parquet
 
@@ -116,7 +116,7 @@ def test_a_set_travels_between_processes_as_its_file_name(tmp_path: Path, load: 
 
 def test_a_set_in_memory_can_be_sent_too() -> None:
     images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
-    copy = pickle.loads(pickle.dumps(ImageSet(images, torch.tensor([1, 0]))))
+    copy = pickle.loads(pickle.dumps(DecodedSet(images, torch.tensor([1, 0]))))
     assert torch.equal(copy.images, images)
 
 

@@ -7,14 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from metamixer_ray.data import Batch, BatchOrder, DataConfig, ImageSet, eval_batches, normalise, train_batches
+from metamixer_ray.data import (
+    Batch,
+    BatchOrder,
+    DataConfig,
+    DecodedSet,
+    ImageSet,
+    eval_batches,
+    normalise,
+    train_batches,
+)
 from metamixer_ray.data.config import Augment
 from metamixer_ray.errors import ConfigError
 
 
 def image_set(count: int = 90, size: int = 12, classes: int = 5) -> ImageSet:
     values = np.random.default_rng(0).integers(0, 256, (count, 3, size, size), dtype=np.uint8)
-    return ImageSet(torch.from_numpy(values), torch.arange(count) % classes)
+    return DecodedSet(torch.from_numpy(values), torch.arange(count) % classes)
 
 
 def order_of(images: ImageSet, replicas: int = 1, quadruples: bool = True) -> BatchOrder:
@@ -161,7 +170,7 @@ def test_no_process_outlives_its_iterator(consumed: int) -> None:
 def test_an_error_while_making_a_batch_reaches_the_caller() -> None:
     images = image_set()
     order = order_of(images)
-    broken = ImageSet(images.images[:90], images.labels)
+    broken = DecodedSet(images.images[:90], images.labels)
     broken._rows = torch.full((90,), 1000)
     for processes in (0, 1):
         config = DataConfig(loader_processes=processes)

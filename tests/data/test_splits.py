@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from metamixer_ray.data import ImageSet, Splits
+from metamixer_ray.data import DecodedSet, ImageSet, Splits
 from metamixer_ray.errors import ConfigError
 from tests.data.drawing import encoded, picture, write_parquet
 
@@ -129,12 +129,12 @@ def test_without_a_selection_nothing_is_copied(load: Load) -> None:
 
 def test_an_image_set_checks_what_it_is_given() -> None:
     images, labels = torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
-    part = ImageSet(images, labels).select(torch.tensor([3, 1])).select(torch.tensor([1]))
+    part = DecodedSet(images, labels).select(torch.tensor([3, 1])).select(torch.tensor([1]))
     assert len(part) == 1
     assert part.image_size == 2
     with pytest.raises(ValueError, match="uint8"):
-        ImageSet(images.float(), labels)
+        DecodedSet(images.float(), labels)
     with pytest.raises(ValueError, match=r"int64 \[4\]"):
-        ImageSet(images, labels[:3])
+        DecodedSet(images, labels[:3])
     with pytest.raises(ValueError, match=r"int64 \[1\]"):
-        ImageSet(images, labels, torch.tensor([2]))
+        DecodedSet(images, labels, torch.tensor([2]))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from metamixer_ray.data.config import DataConfig
+from metamixer_ray.data.config import Augment, DataConfig
 from metamixer_ray.data.sources.base import CHUNK_ROWS, Chunk, Part, Source, Split, array_chunks
 from metamixer_ray.data.sources.digits import open_digits
 from metamixer_ray.data.sources.folder import open_folder
@@ -85,9 +85,14 @@ def _holds_parquet(folder: Path, depth: int = 3) -> bool:
     return any(_holds_parquet(path, depth - 1) for path in below)
 
 
-def automatic_augment(data: str) -> str:
-    """What ``--augment auto`` means for ``data``: no mirroring where a mirror image means something else."""
-    return "crop" if data in ("digits", "svhn") else "crop-flip"
+def resolve_augment(config: DataConfig, *, streamed: bool) -> Augment:
+    """How training images vary, once it is known what ``--augment auto`` means: resized crops for what is streamed, no
+    mirroring where a mirror image means something else."""
+    if config.augment != "auto":
+        return config.augment
+    if streamed:
+        return "resized-crop"
+    return "crop" if config.data in ("digits", "svhn") else "crop-flip"
 
 
 __all__ = [
@@ -98,6 +103,6 @@ __all__ = [
     "Source",
     "Split",
     "array_chunks",
-    "automatic_augment",
     "open_source",
+    "resolve_augment",
 ]

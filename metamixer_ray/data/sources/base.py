@@ -1,13 +1,15 @@
 """What every source of images offers: an identity for the cache, and two parts that can be read chunk by
 chunk."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from metamixer_ray.data.sources.locations import RemoteFile
 
 Split: TypeAlias = Literal["train", "test"]
 RawImage: TypeAlias = bytes | str | NDArray[np.uint8] | Image.Image
@@ -55,6 +57,8 @@ class Source:
     open: Callable[[Split], Part]
     image_size: int | None = None
     """Side in pixels used when --image-size isn't given; None keeps the images' own."""
+    parquet: Mapping[Split, Sequence[RemoteFile]] | None = None
+    """The Parquet files that it consists of, which can be streamed; None for other kinds."""
 
 
 def array_chunks(images: Sequence[Any] | NDArray[np.uint8], labels: Sequence[Any], where: str) -> Iterator[Chunk]:

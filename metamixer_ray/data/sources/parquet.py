@@ -3,12 +3,17 @@ labels."""
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from metamixer_ray.data.sources.base import CHUNK_ROWS, Chunk, Part, Source, Split
 from metamixer_ray.data.sources.locations import RemoteFile, train_and_test
 from metamixer_ray.errors import ConfigError, DataError
+
+FILES_AT_A_TIME = 16
+"""Footers and labels are small reads, which on remote storage are all waiting."""
 
 
 def open_parquet(data: str, *, test_data: str | None, image_column: str | None, label_column: str | None) -> Source:
@@ -36,18 +41,47 @@ def open_parquet(data: str, *, test_data: str | None, image_column: str | None, 
         name=name.removesuffix(".parquet") or "parquet",
         identity=["parquet", [file.stamp for file in train], [file.stamp for file in test]],
         open=open_part,
+        parquet={"train": train, "test": test},
     )
 
 
-def _open(files: list[RemoteFile], image_column: str | None, label_column: str | None) -> Part:
-    rows = 0
+@dataclass(frozen=True)
+class Survey:
+    """What the footers of the files of one part say.
+
+    Attributes:
+        footers: pyarrow's metadata of each file.
+        image, label: names of the columns.
+        classes: names in label order; None when there are only numbers.
+        where: the files, as an error message names them.
+    """
+
+    footers: list[Any]
+    image: str
+    label: str
+    classes: tuple[str, ...] | None
+    where: str
+
+    @property
+    def rows(self) -> int:
+        """Images in all files."""
+        return sum(footer.num_rows for footer in self.footers)
+
+
+def survey(files: Sequence[RemoteFile], image_column: str | None, label_column: str | None) -> Survey:
+    """Read the files' footers, several at a time, and see that they belong together.
+
+    Raises:
+        DataError: a file is damaged, lacks a column or differs from the first.
+        ConfigError: a column must be named.
+    """
+    with ThreadPoolExecutor(FILES_AT_A_TIME, thread_name_prefix="footers") as pool:
+        footers = list(pool.map(_footer, files))
     columns: tuple[str, str] | None = None
     classes: tuple[str, ...] | None = None
-    for file in files:
-        with _reading(file):
-            parquet = _parquet_file(file)
-            with parquet:
-                schema, count = parquet.schema_arrow, parquet.metadata.num_rows
+    for file, footer in zip(files, footers, strict=True):
+        with reading(file):
+            schema = footer.schema.to_arrow_schema()
         image, label = find_columns(schema, file.shown, image_column, label_column)
         names = class_names(schema.metadata, label)
         if columns is not None and columns != (image, label):
@@ -57,10 +91,36 @@ def _open(files: list[RemoteFile], image_column: str | None, label_column: str |
             )
         if columns is not None and names != classes:
             raise DataError(f"{file.shown}: its class names differ from {files[0].shown}'s; give files of one data set")
-        columns, classes, rows = (image, label), names, rows + count
+        columns, classes = (image, label), names
     assert columns is not None, "train_and_test never returns an empty list"
     where = files[0].shown if len(files) == 1 else f"{files[0].shown} and {len(files) - 1} more"
-    return Part(_chunks(files, *columns), rows=rows, where=where, classes=classes)
+    return Survey(footers, *columns, classes, where)
+
+
+def _footer(file: RemoteFile) -> Any:
+    with reading(file), open_file(file) as parquet:
+        return parquet.metadata
+
+
+def first_image(files: Sequence[RemoteFile], image_column: str | None, label_column: str | None) -> bytes:
+    """The first image of the files, as encoded there; empty if there is none."""
+    import pyarrow.compute as pc
+
+    for file in files:
+        # In small reads, since a row group may be large.
+        with reading(file), open_file(file, buffer_size=2**16) as parquet:
+            image, _ = find_columns(parquet.schema_arrow, file.shown, image_column, label_column)
+            for batch in parquet.iter_batches(batch_size=1, columns=[image]):
+                column = batch.column(0)
+                column = pc.struct_field(column, "bytes") if is_image(column.type) else column
+                return column[0].as_py() or b""
+    return b""
+
+
+def _open(files: Sequence[RemoteFile], image_column: str | None, label_column: str | None) -> Part:
+    found = survey(files, image_column, label_column)
+    chunks = _chunks(files, found.image, found.label)
+    return Part(chunks, rows=found.rows, where=found.where, classes=found.classes)
 
 
 def find_columns(schema: Any, shown: str, image_column: str | None, label_column: str | None) -> tuple[str, str]:
@@ -71,13 +131,13 @@ def find_columns(schema: Any, shown: str, image_column: str | None, label_column
         ConfigError: several columns fit and none is named.
     """
     listed = ", ".join(f"{field.name} ({_type_name(field.type)})" for field in schema)
-    images = [field.name for field in schema if _is_image(field.type)]
+    images = [field.name for field in schema if is_image(field.type)]
     labels = [field.name for field in schema if _is_integer(field.type)]
     features = _features(schema.metadata)
     marked = [name for name in labels if features.get(name, {}).get("_type") == "ClassLabel"]
     if image_column is not None:
         _check_named(schema, shown, "--image-column", image_column, listed)
-        if not (_is_image(schema.field(image_column).type) or _is_binary(schema.field(image_column).type)):
+        if not (is_image(schema.field(image_column).type) or _is_binary(schema.field(image_column).type)):
             raise DataError(
                 f"{shown}: column {image_column} is {_type_name(schema.field(image_column).type)}, but "
                 f"images are struct<bytes, path> or binary; its columns are {listed}. Name another by "
@@ -112,7 +172,7 @@ def _only(candidates: list[str], shown: str, what: str, flag: str, kind: str, li
     raise DataError(f"{shown} has no {what} column (of type {kind}); its columns are {listed}. Name one by {flag}")
 
 
-def _is_image(kind: Any) -> bool:
+def is_image(kind: Any) -> bool:
     import pyarrow.types as types
 
     return types.is_struct(kind) and any(
@@ -162,14 +222,15 @@ def class_names(metadata: dict[bytes, bytes] | None, label_column: str) -> tuple
     return tuple(str(name) for name in names)
 
 
-def _parquet_file(file: RemoteFile) -> Any:
+def open_file(file: RemoteFile, footer: Any = None, **options: Any) -> Any:
+    """A ``pyarrow.parquet.ParquetFile``, to be closed by the caller; with its ``footer`` nothing is read yet."""
     import pyarrow.parquet as pq
 
     # Without pre_buffer, which would hold all of the file's columns: one read per column and row group is enough.
-    return pq.ParquetFile(file.filesystem.open_input_file(file.path))
+    return pq.ParquetFile(file.filesystem.open_input_file(file.path), metadata=footer, **options)
 
 
-class _reading:  # noqa: N801 - reads as a word in the with statement
+class reading:  # noqa: N801 - reads as a word in the with statement
     """Turns whatever Arrow or a file system raises while reading ``file`` into one DataError that names
     it."""
 
@@ -188,22 +249,22 @@ class _reading:  # noqa: N801 - reads as a word in the with statement
         ) from error
 
 
-def _chunks(files: list[RemoteFile], image: str, label: str) -> Iterator[Chunk]:
+def _chunks(files: Sequence[RemoteFile], image: str, label: str) -> Iterator[Chunk]:
     import pyarrow.compute as pc
 
     for file in files:
         first = 0
-        with _reading(file):
-            parquet = _parquet_file(file)
+        with reading(file):
+            parquet = open_file(file)
             batches = parquet.iter_batches(batch_size=CHUNK_ROWS, columns=[image, label])
         with parquet:
             while True:
-                with _reading(file):
+                with reading(file):
                     batch = next(batches, None)
                     if batch is None:
                         break
                     column = batch.column(image)
-                    if _is_image(column.type):
+                    if is_image(column.type):
                         column = pc.struct_field(column, "bytes")
                     images, labels = column.to_pylist(), batch.column(label).to_pylist()
                 yield Chunk(images, labels, [f"{file.shown}, row {first + i}" for i in range(len(images))])
