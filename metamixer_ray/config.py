@@ -9,7 +9,9 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 import yaml
@@ -183,9 +185,10 @@ def _leaves(kind: type) -> Iterator[tuple[str | None, str]]:
             yield None, f.name
 
 
-def sections() -> dict[str, str | None]:
+@cache
+def sections() -> Mapping[str, str | None]:
     """Every field name of the tree and the section it stands in (None: the top)."""
-    return {leaf: section for section, leaf in _leaves(TrainConfig)}
+    return MappingProxyType({leaf: section for section, leaf in _leaves(TrainConfig)})
 
 
 def flatten(config: TrainConfig) -> dict[str, Any]:

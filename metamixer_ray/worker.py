@@ -50,7 +50,7 @@ from metamixer_ray.networks import StagedNetwork, common_stages, join_taps, keep
 from metamixer_ray.optimisation import build_optimizer, learning_rate
 from metamixer_ray.precision import autocast, resolve_precision
 from metamixer_ray.preparation import READ_AS, batch_order, build_peers
-from metamixer_ray.randomness import torch_seed
+from metamixer_ray.randomness import seed_torch, torch_seed
 from metamixer_ray.restoring import checkpoint_identity
 
 EVALUATION_BATCH = 500
@@ -87,6 +87,8 @@ class Peer:
     order: BatchOrder
     network: StagedNetwork
     forward: nn.Module
+    buffers: Sequence[Tensor]
+    """The network's buffers, listed once: to find them takes milliseconds."""
     optimizer: torch.optim.Optimizer
     mixer: Mixer
     distiller: Distiller
@@ -144,6 +146,7 @@ def set_up(config: TrainConfig, mesh: PeerMesh, device: torch.device) -> Peer:
         order=batch_order(config, splits),
         network=network,
         forward=forward,
+        buffers=list(network.buffers()),
         optimizer=build_optimizer(config.optimisation, mesh.peer, network),
         mixer=build_mixer(config.mixing),
         distiller=build_distiller(config.distillation),
@@ -246,9 +249,8 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     features: dict[int, Tensor] = {}
     watch = exchange.peers > 1 and exchanges_statistics(config.distillation, batch.step)
     taps = join_taps(mix_tap(plan), keep_features(features, peer.stages_to_compare if watch else ()))
-    torch.manual_seed(torch_seed(config.seed, "network", mesh.peer, mesh.replica, epoch, batch.step))
-    buffers = list(peer.network.buffers())
-    before = [buffer.clone() for buffer in buffers]
+    seed_torch(torch_seed(config.seed, "network", mesh.peer, mesh.replica, epoch, batch.step), device)
+    before = [buffer.clone() for buffer in peer.buffers]
     with autocast(peer.precision, device):
         logits = peer.forward(images, taps)
     cross_entropy = F.cross_entropy(logits.float(), targets)
@@ -287,7 +289,7 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     if flags.nonfinite:
         # All peers skip together, so that they stay in step and nobody learns from a broken one. The running
         # statistics of BatchNorm have already seen it, and would never forget a NaN.
-        for buffer, old in zip(buffers, before, strict=True):
+        for buffer, old in zip(peer.buffers, before, strict=True):
             buffer.copy_(old)
         return flags
     peer.optimizer.step()
