@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamixer_ray.networks.initialisation import initialise
+from metamixer_ray.networks.pooling import global_average
 
 
 class DenseLayer(nn.Module):
@@ -66,7 +67,7 @@ class DenseNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         out = self.transition1(self.stage1(self.conv(images)))
         out = self.stage3(self.transition2(self.stage2(out)))
-        return self.fc(F.relu(self.bn(out), inplace=True).mean((2, 3)))
+        return self.fc(global_average(F.relu(self.bn(out), inplace=True)))
 
 
 def densenet(classes: int, *, depth: int, growth: int) -> DenseNet:

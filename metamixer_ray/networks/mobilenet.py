@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamixer_ray.networks.initialisation import initialise
+from metamixer_ray.networks.pooling import global_average
 from metamixer_ray.networks.resnet import projection_shortcut
 
 _STAGES = (
@@ -76,7 +77,7 @@ class MobileNetV2(nn.Module):
         for name in self.stage_names:
             out = self.get_submodule(name)(out)
         out = F.relu6(self.bn2(self.conv2(out)), inplace=True)
-        return self.fc(out.mean((2, 3)))
+        return self.fc(global_average(out))
 
 
 def mobilenetv2(classes: int) -> MobileNetV2:

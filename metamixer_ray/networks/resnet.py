@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamixer_ray.networks.initialisation import initialise
+from metamixer_ray.networks.pooling import global_average
 
 
 class ZeroPadShortcut(nn.Module):
@@ -32,7 +33,10 @@ class ZeroPadShortcut(nn.Module):
         self.after = channels_out - channels_in - self.before
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+        # The same pixels as a strided slice, but pooling's gradient keeps channels last. A slice's doesn't, and every
+        # block below would then work on two memory formats at once, several times slower.
+        pixels = F.avg_pool2d(x, kernel_size=1, stride=self.stride)
+        return F.pad(pixels, (0, 0, 0, 0, self.before, self.after))
 
 
 def projection_shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
@@ -114,7 +118,7 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         out = F.relu(self.bn(self.conv(images)), inplace=True)
         out = self.stage3(self.stage2(self.stage1(out)))
-        return self.fc(out.mean((2, 3)))
+        return self.fc(global_average(out))
 
 
 def resnet(classes: int, *, depth: int) -> ResNet:

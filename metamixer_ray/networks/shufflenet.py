@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamixer_ray.networks.initialisation import initialise
+from metamixer_ray.networks.pooling import global_average
 
 
 def shuffle_channels(x: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class ShuffleNetV2(nn.Module):
         out = F.relu(self.bn1(self.conv1(images)), inplace=True)
         out = self.stage3(self.stage2(self.stage1(out)))
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
-        return self.fc(out.mean((2, 3)))
+        return self.fc(global_average(out))
 
 
 def shufflenetv2(classes: int) -> ShuffleNetV2:

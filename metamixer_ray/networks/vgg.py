@@ -14,6 +14,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from metamixer_ray.networks.initialisation import initialise
+from metamixer_ray.networks.pooling import global_average
 
 _CHANNELS = (64, 128, 256, 512, 512)
 _CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -46,7 +47,7 @@ class VGG(nn.Module):
         out = images
         for name in self.stage_names:
             out = self.get_submodule(name)(out)
-        return self.head(out.mean((2, 3)))
+        return self.head(global_average(out))
 
 
 def vgg(classes: int, *, depth: int, hidden_layers: int = 0) -> VGG:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metamixer_ray.networks.initialisation import initialise
+from metamixer_ray.networks.pooling import global_average
 from metamixer_ray.networks.resnet import bottleneck_resnet
 
 
@@ -66,7 +67,7 @@ class WideResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         out = self.stage3(self.stage2(self.stage1(self.conv(images))))
-        return self.fc(F.relu(self.bn(out), inplace=True).mean((2, 3)))
+        return self.fc(global_average(F.relu(self.bn(out), inplace=True)))
 
 
 def wide_resnet(classes: int, *, depth: int, width: int) -> WideResNet:
