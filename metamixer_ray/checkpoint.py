@@ -16,7 +16,7 @@ from torch import nn
 
 from metamixer_ray.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(kw_only=True)
@@ -34,8 +34,8 @@ class Progress:
     """Seconds spent in the running epoch."""
     sums: dict[str, float] = field(default_factory=dict)
     """Running sums of the epoch's metrics."""
-    last_report: dict[str, Any] | None = None
-    """What this rank reported at the end of the last finished epoch."""
+    reports: list[str] = field(default_factory=list)
+    """What this peer reported at the end of each finished epoch, as JSON: text costs nothing to copy."""
 
 
 def _hash(path: Path) -> str:

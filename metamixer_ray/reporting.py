@@ -5,7 +5,7 @@ record of truth; the console and MLflow follow it.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -108,21 +108,30 @@ class EpochReporter(ray.train.UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """See :class:`ray.train.UserCallback`."""
-        if not metrics[0].get("again"):
-            # What a restarted worker repeats is no progress.
-            self._failures = 0
-        if metrics[0]["event"] != "epoch":
+        event = metrics[0]["event"]
+        if event == "restored":
+            # What was reported before a restart, all of it again: no progress, but rows may be missing.
+            self._record(zip(*(told["reports"] for told in metrics), strict=True))
             return
+        self._failures = 0
+        if event == "epoch":
+            self._record([metrics])
+
+    def _record(self, epochs: Iterable[Sequence[Mapping[str, Any]]]) -> None:
+        """Write the rows of epochs, each the reports of all ranks, unless they are there already."""
         if self._journal is None or self._writer is None:
             folder = RunFolder(self.folder_uri)
             self._journal = Journal(folder.filesystem, folder.path("metrics.jsonl"))
             self._writer = self.tracking.writer(lambda text: self._tell({"event": "warning", "message": text}))
-        row = assemble_row(metrics, self.peers)
-        if all(known["epoch"] != row["epoch"] for known in self._journal.rows()):
-            self._journal.append(row)
-            self._tell({"event": "epoch", "row": row})
-        self._writer.offer(self._journal.rows())
-        if row["epoch"] == self.epochs:
+        recorded = {row["epoch"] for row in self._journal.rows()}
+        for reports in epochs:
+            if reports[0]["epoch"] not in recorded:
+                row = assemble_row(reports, self.peers)
+                self._journal.append(row)
+                self._tell({"event": "epoch", "row": row})
+        rows = self._journal.rows()
+        self._writer.offer(rows)
+        if rows and rows[-1]["epoch"] == self.epochs:
             # The controller ends soon after; what can't be sent by then, the driver sends.
             self._writer.wait(timeout=5.0)
 

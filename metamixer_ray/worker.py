@@ -4,6 +4,7 @@ Reads top to bottom as the algorithm. Nothing here knows Ray: a :class:`Session`
 what is to be reported.
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -114,11 +115,10 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
     progress, start = Progress(), session.start_from()
     if start is not None:
         progress = restore_peer(start, mesh.peer, peer.network.network, peer.optimizer, identified)
-        if progress.last_report is not None:
-            # Whoever keeps the rows may have died between taking the checkpoint and writing the row. A row that is
-            # there already is not written twice.
-            # The file is the first replica's, so each says again who it is.
-            session.report(progress.last_report | {"replica": mesh.replica, "again": True}, None, None)
+        # Whoever keeps the rows may have died between taking checkpoints and writing their rows. A row that is there
+        # already is not written twice. The file is the first replica's, so each says again who it is.
+        told = [json.loads(report) | {"replica": mesh.replica} for report in progress.reports]
+        session.report({"event": "restored", "reports": told}, None, None)
     while progress.epoch < config.epochs:
         train_epoch(peer, progress, session)
 
@@ -216,7 +216,7 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> None:
         "skipped_steps": progress.skipped_steps,
     }
     progress.epoch, progress.step, progress.sums, progress.epoch_seconds = epoch + 1, 0, {}, 0.0
-    progress.last_report = report
+    progress.reports.append(json.dumps(report))
     session.report(report, checkpoint_writer(peer, progress), f"checkpoint-epoch{epoch + 1:04d}")
 
 
