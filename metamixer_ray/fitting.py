@@ -22,6 +22,7 @@ from metamixer_ray.reporting import EpochReporter, TrackingPlan, first_line
 from metamixer_ray.restoring import repair_snapshot
 from metamixer_ray.runs import METRICS
 from metamixer_ray.session import ray_worker
+from metamixer_ray.starting import SafeStarts
 from metamixer_ray.ticker import Ticker
 from metamixer_ray.tracking import Console, Journal
 
@@ -80,7 +81,8 @@ def fit(
                         epochs=config.epochs,
                         live=str(live),
                         tracking=tracking,
-                    )
+                    ),
+                    SafeStarts(live=str(live), max_failures=config.placement.max_failures),
                 ],
             ),
         )

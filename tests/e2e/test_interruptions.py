@@ -1,5 +1,6 @@
 """Killed and resumed trainings end with the bits of uninterrupted ones."""
 
+import io
 import os
 import random
 import re
@@ -9,18 +10,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import ray
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
 from metamixer_ray import train
 from metamixer_ray.errors import CheckpointError, TrainingFailed
+from metamixer_ray.tracking import Console
 from tests.e2e import tiny
 from tests.e2e.own_parts import stripes
 
@@ -111,20 +115,58 @@ def test_a_killed_worker_changes_nothing(uninterrupted: Path, tmp_path: Path) ->
     assert _tracked_epochs(tmp_path) == list(range(1, EPOCHS + 1))
 
 
+def test_a_worker_killed_while_the_group_starts_changes_nothing(uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "stillborn"
+    told = io.StringIO()
+
+    def kill_the_first() -> None:
+        if _wait_for(lambda: bool(_workers(os.getpid()))):
+            _workers(os.getpid())[0].send_signal(signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    train(tiny.config(tmp_path, name="stillborn", epochs=EPOCHS), Console(stream=told))
+    killer.join()
+    assert "a worker failed (it died while the workers were being started)" in told.getvalue()
+    _assert_equal_runs(uninterrupted, folder)
+    # What the first group had reserved is free again.
+    assert _wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], seconds=20)
+
+
+def test_a_start_that_always_fails_is_given_up(ray_cluster: str, tmp_path: Path) -> None:
+    ended = threading.Event()
+    killed: set[int] = set()
+
+    def kill_all() -> None:
+        while not ended.wait(0.05):
+            for worker in _workers(os.getpid()):
+                with suppress(psutil.NoSuchProcess):
+                    worker.send_signal(signal.SIGKILL)
+                    killed.add(worker.pid)
+
+    killer = threading.Thread(target=kill_all)
+    killer.start()
+    try:
+        with pytest.raises(TrainingFailed, match=r"died while the workers were being started, 3 times in a row"):
+            train(tiny.config(tmp_path, name="hopeless", epochs=EPOCHS))
+    finally:
+        ended.set()
+        killer.join()
+    assert len(killed) >= 3
+    assert _wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], seconds=20)
+
+
 def test_workers_killed_at_random_moments_change_nothing(uninterrupted: Path, tmp_path: Path) -> None:
     folder, dice = tmp_path / "runs" / "hunted", random.Random(0)
     killed: list[int] = []
 
     def kill_some() -> None:
-        # Each after an epoch more than at the last: a worker that dies while the group is being started is not
-        # survived without --resume (see the README), nor is a run without any progress in between.
-        recorded = 0
-        for _ in range(3):
-            if not _wait_for(lambda before=recorded: _recorded(folder) > before, seconds=60):  # type: ignore[misc]
+        # While a group starts, while it trains, while the next one starts: a kill knows no good moment.
+        for seconds in (dice.uniform(0.0, 8.0) for _ in range(2)):
+            if not _wait_for(lambda: bool(_workers(os.getpid())), seconds=60):
                 return
-            time.sleep(dice.uniform(0.0, 0.5))
-            recorded = _recorded(folder)
-            if recorded < EPOCHS and (victims := _workers(os.getpid())):
+            time.sleep(seconds)
+            if victims := _workers(os.getpid()):
                 victim = dice.choice(victims)
                 victim.send_signal(signal.SIGKILL)
                 killed.append(victim.pid)
