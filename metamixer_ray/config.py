@@ -96,6 +96,8 @@ class TrainConfig:
     """Compile each network with torch.compile."""
     evaluate_every: int = 1
     """Evaluate after every so many epochs; after the last one always."""
+    test: bool = True
+    """Score the test images after the last epoch. Without, only the validation split is looked at, as in a sweep."""
     baseline: bool = False
     """Also train the same networks alone (same weights, same batches, no mixing, no exchange) and report the gain."""
     dataset: DataConfig = field(default_factory=DataConfig)
@@ -128,6 +130,8 @@ class TrainConfig:
         ):
             if not value >= least:
                 raise ConfigError(f"{flag(name)} must be at least {least}, it is {value}")
+        if not self.test and not self.dataset.validation_fraction:
+            raise ConfigError("--no-test needs a validation split to score instead: give --validation-fraction 0.1")
         if self.placement.replicas < 1:
             raise ConfigError(f"--replicas must be at least 1, it is {self.placement.replicas}")
         if self.run.keep_checkpoints < 1:
@@ -299,7 +303,7 @@ _NOT_IDENTITY = frozenset(
     {
         *(f.name for f in fields(RunConfig)),
         *(f.name for f in fields(PlacementConfig) if f.name != "replicas"),
-        *("loader_processes", "cache_dir", "data_root", "evaluate_every", "baseline"),
+        *("loader_processes", "cache_dir", "data_root", "evaluate_every", "test", "baseline"),
     }
 )
 

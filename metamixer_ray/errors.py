@@ -19,3 +19,7 @@ class CheckpointError(UserError):
 
 class TrainingFailed(RuntimeError):
     """A training ended before its last epoch; the message says why, and how to go on."""
+
+
+class TrainingDiverged(TrainingFailed):
+    """Values stayed non-finite, as they would again; the message names the peer."""

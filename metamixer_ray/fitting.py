@@ -3,18 +3,19 @@
 import json
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray.exceptions
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from metamixer_ray.capacity import WorkerResources
 from metamixer_ray.config import TrainConfig, to_settings
-from metamixer_ray.errors import TrainingFailed, UserError
+from metamixer_ray.errors import TrainingDiverged, TrainingFailed, UserError
+from metamixer_ray.flags import Diverged
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.interruption import aside
 from metamixer_ray.placement import missing_now, scaling
@@ -22,13 +23,33 @@ from metamixer_ray.reporting import EpochReporter, TrackingPlan, first_line
 from metamixer_ray.restoring import repair_snapshot
 from metamixer_ray.runs import METRICS
 from metamixer_ray.session import ray_worker
-from metamixer_ray.starting import SafeStarts
+from metamixer_ray.starting import PeersTrainer, SafeStarts, give_back
+from metamixer_ray.stopping import StopWhenTold
 from metamixer_ray.ticker import Ticker
-from metamixer_ray.tracking import Console, Journal
+from metamixer_ray.tracking import Journal
 
 # A collective that waits longer than this has lost somebody.
 COLLECTIVE_TIMEOUT_SECONDS = 300
 LOOK_SECONDS = 0.2
+
+
+class Listener(Protocol):
+    """Whom a training tells how it goes: a :class:`~metamixer_ray.tracking.Console`, or the trial of a sweep."""
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """An epoch was recorded."""
+
+    def step(self, epoch: int, step: int, steps: int) -> None:
+        """``step`` of the ``steps`` of ``epoch`` (from 1) are done."""
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+
+    def warn(self, text: str) -> None:
+        """Something that asks for attention."""
+
+    def close(self) -> None:
+        """There will be no more."""
 
 
 def fit(
@@ -36,27 +57,33 @@ def fit(
     resources: WorkerResources,
     folder: RunFolder,
     tracking: TrackingPlan,
-    console: Console,
+    console: Listener,
+    stop: threading.Event | None = None,
 ) -> list[dict[str, Any]]:
     """Train until the last epoch is in the folder's ``metrics.jsonl``, and return all its rows.
 
     A folder that holds checkpoints is continued from the last one; restarted workers do the same.
 
+    Args:
+        stop: once it is set, the training is ended and gives back at once what it reserved.
+
     Raises:
         UserError: what a worker met that a person must mend.
+        TrainingDiverged: values stayed non-finite; names the peer.
         TrainingFailed: it ended early; says how to go on.
     """
     folder.create()
     journal = Journal(folder.filesystem, folder.path(METRICS))
     if any(row["epoch"] == config.epochs for row in journal.rows()):
         return journal.rows()
+    give_back(folder)
     lacking = missing_now(config, resources)
     if lacking is not None:
         console.note(f"waiting for {lacking}")
     with tempfile.TemporaryDirectory(prefix="metamixer_ray-") as scratch:
         live = Path(scratch) / "live.jsonl"
         live.touch()
-        trainer = TorchTrainer(
+        trainer = PeersTrainer(
             ray_worker,
             train_loop_config={
                 "config": to_settings(config),
@@ -82,11 +109,12 @@ def fit(
                         live=str(live),
                         tracking=tracking,
                     ),
-                    SafeStarts(live=str(live), max_failures=config.placement.max_failures),
+                    SafeStarts(str(live), folder.uri, config.placement.max_failures),
+                    StopWhenTold(str(live.with_name("stop"))),
                 ],
             ),
         )
-        with follow(live, Ticker(tracking.key), console):
+        with follow(live, Ticker(tracking.key), console, stop or threading.Event()):
             try:
                 aside(trainer.fit)
             except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
@@ -109,14 +137,15 @@ def _told(error: Exception, folder: RunFolder) -> Exception:
     if isinstance(failure, UserError):
         return failure
     reason = first_line(failure if failure is not None else error)
-    return TrainingFailed(
+    kind = TrainingDiverged if isinstance(failure, Diverged) else TrainingFailed
+    return kind(
         f"{reason}\nwhat was trained is in {folder}; the same command with --name {folder.name} --resume goes on"
     )
 
 
 @contextmanager
-def follow(live: Path, ticker: Ticker, console: Console) -> Iterator[None]:
-    """Show what the controller writes to ``live``, and the steps in between, while the body runs."""
+def follow(live: Path, ticker: Ticker, console: Listener, stop: threading.Event) -> Iterator[None]:
+    """Tell what the controller writes to ``live``, and the steps in between, while the body runs; pass ``stop`` on."""
     done = threading.Event()
 
     def watch() -> None:
@@ -131,6 +160,8 @@ def follow(live: Path, ticker: Ticker, console: Console) -> Iterator[None]:
                     return
                 if (at := ticker.look()) is not None:
                     console.step(*at)
+                if stop.is_set():
+                    live.with_name("stop").touch()
                 done.wait(LOOK_SECONDS)
 
     watcher = threading.Thread(target=watch, name="console", daemon=True)
@@ -143,8 +174,8 @@ def follow(live: Path, ticker: Ticker, console: Console) -> Iterator[None]:
         ticker.forget()
 
 
-def show(event: dict[str, Any], console: Console) -> None:
-    """One event on the console."""
+def show(event: dict[str, Any], console: Listener) -> None:
+    """One event, told."""
     if event["event"] == "epoch":
         console.epoch(event["row"])
     elif event["event"] == "failure":

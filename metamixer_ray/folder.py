@@ -77,6 +77,11 @@ class RunFolder:
         """A file's content, or None when there is no such file."""
         return files.read_bytes(self.filesystem, self.path(name))
 
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        if self.exists(name):
+            self.filesystem.delete_file(self.path(name))
+
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a mapping as JSON."""
         files.write_json(self.filesystem, self.path(name), value)

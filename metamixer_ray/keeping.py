@@ -52,13 +52,10 @@ def plan_tracking(config: TrainConfig, run: Run, announced: RunSummary) -> Track
         "mlflow.note.content": run_description(announced),
     }
     parameters = {
-        **flatten(config),
+        **tracked_parameters(flatten(config)),
         **{f"peer{i}": peer.name for i, peer in enumerate(announced.peers)},
         **{f"peer{i}_parameters": peer.parameters for i, peer in enumerate(announced.peers)},
     }
-    # These may differ between the attempts of one run, and MLflow's parameters may not.
-    for name in ("resume", "name", "address", "verbose"):
-        parameters.pop(name)
     return TrackingPlan(
         uri=uri,
         experiment=config.run.experiment,
@@ -68,6 +65,18 @@ def plan_tracking(config: TrainConfig, run: Run, announced: RunSummary) -> Track
         tags=tags,
         artifact_location=artifacts,
     )
+
+
+def tracked_parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat settings as a run's MLflow parameters."""
+    # These may differ between the attempts of one run, and MLflow's parameters may not.
+    untracked = ("resume", "name", "address", "verbose")
+
+    def single(value: Any) -> Any:
+        # One learning rate for all peers is a number, which MLflow's charts can put on an axis.
+        return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+
+    return {name: single(value) for name, value in settings.items() if name not in untracked}
 
 
 class Keeper:

@@ -28,6 +28,9 @@ def connect(placement: PlacementConfig, *, verbose: bool = False) -> None:
     if ray.is_initialized():
         return
     address = placement.address or os.environ.get("RAY_ADDRESS") or _running_here()
+    if not address:
+        # Nobody takes this machine away with a notice, so there need be no process that looks out for one.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
         ray.init(
             address=address or "local",
@@ -79,12 +82,8 @@ def selectors(peer_labels: Sequence[str]) -> list[dict[str, str]]:
     return parsed
 
 
-def worker_resources(config: TrainConfig) -> WorkerResources:
-    """What each worker of this training reserves on the connected cluster.
-
-    Raises:
-        ConfigError: the cluster can never hold all workers; says what is asked for and what there is.
-    """
+def cluster_nodes() -> list[Node]:
+    """The nodes of the connected cluster, or what its autoscaler may start, where that is more."""
     nodes = [
         Node(
             cpus=node["Resources"].get("CPU", 0.0),
@@ -94,13 +93,28 @@ def worker_resources(config: TrainConfig) -> WorkerResources:
         for node in ray.nodes()
         if node["Alive"]
     ]
+    grown = grown_cluster()
+    return nodes if grown is None else max(nodes, [grown], key=lambda n: sum(node.cpus for node in n))
+
+
+def grown_cluster() -> Node | None:
+    """What the cluster has at its autoscaling maximum, as if it were one node; None where nothing scales it."""
     grown = ray._private.state.state.get_max_resources_from_cluster_config()
-    if grown:
-        # The autoscaler tells its maximum in sum only, so how that divides into nodes is left to it.
-        total = [Node(cpus=float(grown.get("CPU", 0)), gpus=float(grown.get("GPU", 0)))]
-        return worker_share(config, max(nodes, total, key=lambda n: sum(node.cpus for node in n)), grows=True)
-    resources = worker_share(config, nodes, grows=False)
-    check_labels(selectors(config.placement.peer_labels), config.placement.replicas, nodes, resources)
+    # The autoscaler tells its maximum in sum only, so how that divides into nodes is left to it.
+    return Node(cpus=float(grown.get("CPU", 0)), gpus=float(grown.get("GPU", 0))) if grown else None
+
+
+def worker_resources(config: TrainConfig) -> WorkerResources:
+    """What each worker of this training reserves on the connected cluster.
+
+    Raises:
+        ConfigError: the cluster can never hold all workers; says what is asked for and what there is.
+    """
+    nodes = cluster_nodes()
+    grows = grown_cluster() is not None
+    resources = worker_share(config, nodes, grows=grows)
+    if not grows:
+        check_labels(selectors(config.placement.peer_labels), config.placement.replicas, nodes, resources)
     return resources
 
 

@@ -1,6 +1,7 @@
 """What a finished training amounts to: ``summary.json``, a contract that other programs may rely on.
 
-All scores are fractions of the last epoch on the test set, never the best epoch's.
+All scores are fractions of the last epoch on the test set (with ``--no-test`` on the validation split), never the best
+epoch's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ def summarise(
         alone: the last row of the baseline, when there is one.
     """
     last = rows[-1]
-    test = last["test"]
+    test = last.get("test", last)
     peers = [
         {**scores, "network": network, "parameters": count}
         for scores, network, count in zip(test["peers"], config.peers, parameters, strict=True)
@@ -42,6 +43,7 @@ def summarise(
         "exchange": {key: fmean(row["exchange"][key] for row in rows) for key in last["exchange"]},
         "mixer": config.mixing.mixer,
         "distiller": config.distillation.distiller,
+        "split": "test" if "test" in last else last["split"],
         "seed": config.seed,
         "epochs": config.epochs,
         "steps": last["step"],
@@ -50,7 +52,7 @@ def summarise(
         "wall_seconds": wall_seconds,
     }
     if alone is not None:
-        before = alone["test"]
+        before = alone.get("test", alone)
         for peer, single in zip(peers, before["peers"], strict=True):
             peer["gain"] = peer["top1"] - single["top1"]
         summary["baseline"] = {
@@ -62,7 +64,9 @@ def summarise(
 
 
 def tested_row(row: Row) -> dict[str, Any]:
-    """The last row with the test scores in place of those of the validation split, for the closing table."""
+    """The last row with the test scores, where there are any, in place of those of the validation split."""
+    if "test" not in row:
+        return dict(row)
     test = row["test"]
     peers = [{**before, **scores} for before, scores in zip(row["peers"], test["peers"], strict=True)]
     return {**row, **test, "peers": peers, "split": "test"}

@@ -99,19 +99,30 @@ def create_run(run: Run, config: TrainConfig, splits: Splits) -> None:
     Raises:
         ConfigError: the storage can't be written.
     """
-    run.folder.create()
-    facts = {
-        "key": run.key,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    write_run(run.folder, config, {"key": run.key, **data_facts(splits)})
+
+
+def data_facts(splits: Splits) -> dict[str, Any]:
+    """What ``run.json`` tells of the data: all that it takes to use the trained networks on other images."""
+    return {
         "classes": list(splits.classes),
         "mean": list(splits.mean),
         "std": list(splits.std),
         "image_size": splits.train.image_size,
         "data_fingerprint": splits.fingerprint,
     }
-    run.folder.write_json(RUN, facts)
+
+
+def write_run(folder: RunFolder, config: TrainConfig, facts: Mapping[str, Any]) -> None:
+    """Make a run's folder of its configuration and the ``facts`` of its key and data.
+
+    Raises:
+        ConfigError: the storage can't be written.
+    """
+    folder.create()
+    folder.write_json(RUN, {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts})
     # What it takes to repeat the run; whether that was a resume, and under which name, is not part of it.
-    run.folder.write(CONFIG, to_yaml(replace(config, run=replace(config.run, resume=False, name=None))))
+    folder.write(CONFIG, to_yaml(replace(config, run=replace(config.run, resume=False, name=None))))
 
 
 def _new(config: TrainConfig, storage: RunFolder) -> Run:

@@ -11,15 +11,24 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import ray
+from ray._raylet import PlacementGroupID
 from ray.exceptions import GetTimeoutError, RayActorError
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
-from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from metamixer_ray.folder import RunFolder
 
 # Starts that fail in a row: the next would fail as well.
 HOPELESS_STARTS = 3
 SIGN_OF_LIFE_SECONDS = 10.0
+# Is there while workers have reserved something: the placement group's id.
+RESERVED = ".reserved"
 
 
 class TidyWorkerGroup(WorkerGroup):
@@ -63,22 +72,56 @@ def is_dead(worker: Worker) -> bool:
     return False
 
 
+class PeersTrainer(TorchTrainer):
+    """Ray Train's trainer without two helpers, each a process that imports for seconds before anything starts.
+
+    One serves Ray's own datasets. The other gives back what a killed controller had reserved, where a dashboard runs
+    that tells it of the death; :class:`SafeStarts` makes a note of it instead.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        unused = DatasetsCallback | PlacementGroupCleanerCallback
+        return [callback for callback in callbacks if not isinstance(callback, unused)]
+
+
+def give_back(folder: RunFolder) -> None:
+    """Give back what the workers of a run's earlier attempt had reserved, if its controller died before it could.
+
+    Ray does that by itself only when the process that called Ray Train ends.
+    """
+    if note := folder.read(RESERVED):
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(note.decode())))
+        folder.remove(RESERVED)
+
+
 @dataclass
-class SafeStarts(ControllerCallback):
-    """Has the controller start tidy groups, and tells the person when one had to be started again.
+class SafeStarts(ControllerCallback, WorkerGroupCallback):
+    """Has the controller start tidy groups, notes what they reserve, and tells when one had to be started again.
 
     Args:
         live: the file that the driver's console follows.
+        folder_uri: the run's.
         max_failures: 0 when nothing may be started again.
     """
 
     live: str
+    folder_uri: str
     max_failures: int
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """See :class:`ControllerCallback`; no group has been started yet."""
         TidyWorkerGroup.allowed = min(HOPELESS_STARTS, self.max_failures + 1)
         TrainController.worker_group_cls = TidyWorkerGroup
+
+    def after_worker_group_start(self, worker_group: WorkerGroup) -> None:
+        """See :class:`WorkerGroupCallback`."""
+        reserved = worker_group.get_worker_group_state().placement_group_handle.placement_group
+        RunFolder(self.folder_uri).write(RESERVED, reserved.id.hex())
+
+    def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
+        """See :class:`WorkerGroupCallback`."""
+        RunFolder(self.folder_uri).remove(RESERVED)
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """See :class:`ControllerCallback`."""

@@ -134,7 +134,7 @@ def set_up(config: TrainConfig, mesh: PeerMesh, device: torch.device) -> Peer:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     forward: nn.Module = network
     if config.compile:
-        forward = torch.compile(network)  # type: ignore[assignment]
+        forward = network.compiled()
     if mesh.replica_group is not None:
         forward = DistributedDataParallel(forward, process_group=mesh.replica_group)
     return Peer(
@@ -351,7 +351,7 @@ def evaluate_epoch(peer: Peer, epoch: int) -> tuple[Evaluation | None, Evaluatio
     if peer.splits.validation is None:
         scores = score(peer.splits.test)
         return scores, scores if last else None
-    return score(peer.splits.validation), score(peer.splits.test) if last else None
+    return score(peer.splits.validation), score(peer.splits.test) if last and peer.config.test else None
 
 
 class _Clock:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,21 +25,30 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(_home: None) -> Iterator[str]:
-    """One Ray cluster for the whole session, two nodes of one CPU with the labels kind=a and kind=b; its address."""
+def ray_cluster(ray_nodes: Any) -> str:
+    """The address of the session's Ray cluster."""
+    address: str = ray_nodes.address
+    return address
+
+
+@pytest.fixture(scope="session")
+def ray_nodes(_home: None) -> Iterator[Any]:
+    """One Ray cluster for the whole session, two nodes of one CPU with the labels kind=a and kind=b."""
     import ray
     from ray.cluster_utils import Cluster
 
     from metamixer_ray.config import PlacementConfig
     from metamixer_ray.placement import connect
 
+    # A process per training that looks out for preemption notices, which there are none of here.
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     cluster = Cluster()
     try:
         cluster.add_node(num_cpus=1, labels={"kind": "a"}, include_dashboard=False)
         cluster.add_node(num_cpus=1, labels={"kind": "b"})
         connect(PlacementConfig(address=cluster.address))
-        yield cluster.address
+        yield cluster
     finally:
         ray.shutdown()
         cluster.shutdown()

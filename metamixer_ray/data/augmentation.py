@@ -4,14 +4,12 @@ Everything is drawn for the global batch and then cut to a replica's slice, so t
 the images that one replica would.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from metamixer_ray.data import cropping
 from metamixer_ray.data.config import Augment
@@ -168,6 +166,9 @@ def operate_all(images: Tensor, draws: Draws, augment: Augment) -> Tensor:
     """The operations of ``trivial`` and ``rand``, in place: ``images`` itself, uint8 [b, 3, H, W]."""
     if draws.operations.shape[1] == 0:
         return images
+    # Brings torchvision, which takes a second to import and which no other augmentation needs.
+    from metamixer_ray.data.operations import operate
+
     strengths = STRENGTHS[augment]
     # One image at a time: each has its own operation, and a kernel on one image rounds the same in any slice.
     for row, image in enumerate(images):
@@ -213,58 +214,3 @@ def _rand_strength(name: str, bin_: int, size: int) -> float:
 
 STRENGTHS = {"trivial": _trivial_strength, "rand": _rand_strength}
 """(operation, bin, image size) -> strength, unsigned."""
-
-
-def operate(image: Tensor, name: str, strength: float) -> Tensor:
-    """One operation of TrivialAugment and RandAugment.
-
-    Args:
-        image: uint8 [3, H, W].
-        name: one of ``OPERATIONS``.
-        strength: shear as a tangent, translation in pixels, rotation in degrees, colour changes around 0,
-            posterize in bits kept, solarize as the threshold in 0..255; the rest ignore it.
-
-    Returns:
-        uint8 [3, H, W].
-    """
-    match name:
-        case "shear-x":
-            return _affine(image, shear=[math.degrees(math.atan(strength)), 0.0], center=[0.0, 0.0])
-        case "shear-y":
-            return _affine(image, shear=[0.0, math.degrees(math.atan(strength))], center=[0.0, 0.0])
-        case "translate-x":
-            return _affine(image, translate=[int(strength), 0])
-        case "translate-y":
-            return _affine(image, translate=[0, int(strength)])
-        case "rotate":
-            return transforms.rotate(image, strength)
-        case "brightness":
-            return transforms.adjust_brightness(image, 1.0 + strength)
-        case "color":
-            return transforms.adjust_saturation(image, 1.0 + strength)
-        case "contrast":
-            return transforms.adjust_contrast(image, 1.0 + strength)
-        case "sharpness":
-            return transforms.adjust_sharpness(image, 1.0 + strength)
-        case "posterize":
-            return transforms.posterize(image, int(strength))
-        case "solarize":
-            return transforms.solarize(image, strength)
-        case "autocontrast":
-            return transforms.autocontrast(image)
-        case "equalize":
-            return transforms.equalize(image)
-        case _:
-            return image
-
-
-def _affine(
-    image: Tensor,
-    *,
-    translate: list[int] | None = None,
-    shear: list[float] | None = None,
-    center: list[float] | None = None,
-) -> Tensor:
-    return transforms.affine(
-        image, angle=0.0, translate=translate or [0, 0], scale=1.0, shear=shear or [0.0, 0.0], center=center
-    )

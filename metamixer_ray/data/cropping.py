@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from metamixer_ray.data.decoding import convert_rgb
 
@@ -113,6 +112,9 @@ def decode_box(encoded: bytes, choose: Callable[[int, int], Box], size: int) -> 
 
 def _decode_jpeg(encoded: bytes) -> Tensor | None:
     """The whole image, uint8 [3, H, W], faster than Pillow; None for what Pillow may know how to read, or why not."""
+    # Imported where it is used: small sets, which need no such crops, shouldn't wait a second for it.
+    from torchvision.io import ImageReadMode, decode_jpeg
+
     try:
         return decode_jpeg(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError:

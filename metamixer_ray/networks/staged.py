@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,10 @@ class _Taps:
 
     def __init__(self) -> None:
         self.current: Mapping[int, Tap] | None = None
+        self.apply = _apply
 
 
-@torch.compiler.disable
 def _apply(taps: Mapping[int, Tap], stage: int, features: Tensor, copied: bool) -> Tensor:
-    # Not compiled: taps are new functions at every step, and each would compile the network anew.
     if stage not in taps:
         return features
     tapped = taps[stage](features)
@@ -43,7 +42,7 @@ class _TapHook:
 
     def __call__(self, module: nn.Module, inputs: object, output: Tensor) -> Tensor | None:
         taps = self.taps.current
-        return None if taps is None else _apply(taps, self.stage, output, self.copied)
+        return None if taps is None else self.taps.apply(taps, self.stage, output, self.copied)
 
 
 class StagedNetwork(nn.Module):
@@ -104,10 +103,20 @@ class StagedNetwork(nn.Module):
         self._taps.current = taps or None
         try:
             if taps:
-                images = _apply(taps, 0, images, False)
+                images = self._taps.apply(taps, 0, images, False)
             return self.network(images)
         finally:
             self._taps.current = outer
+
+    def compiled(self, **options: Any) -> nn.Module:
+        """This network through ``torch.compile``, which takes the ``options``; the taps stay outside of its graphs.
+
+        Taps are new functions at every step, and each would compile the network anew.
+        """
+        # Not as a decorator: it would bring the compiler, a second's import, into every process that never compiles.
+        self._taps.apply = torch.compiler.disable(_apply)
+        compiled: nn.Module = torch.compile(self, **options)  # type: ignore[assignment]
+        return compiled
 
     def plain(self) -> nn.Module:
         """A copy of :attr:`network` without hooks, on the same device: to save, to export, to give away."""

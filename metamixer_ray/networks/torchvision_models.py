@@ -20,7 +20,6 @@ other models (googlenet, inception_v3, mnasnet*, squeezenet*, alexnet, maxvit_t)
 from functools import cache
 from typing import Any
 
-import torchvision
 from torch import nn
 
 from metamixer_ray.errors import ConfigError
@@ -36,6 +35,9 @@ _BY_RESOLUTION = ("mobilenet_v2", "mobilenet_v3", "efficientnet")
 @cache
 def torchvision_names() -> tuple[str, ...]:
     """The names of torchvision's classifiers, without detection, segmentation, video and quantised models."""
+    # Imported where it is used: it takes a second, which every process of a run would wait for.
+    import torchvision
+
     return tuple(sorted(torchvision.models.list_models(module=torchvision.models)))
 
 
@@ -63,6 +65,8 @@ def build_torchvision(name: str, *, classes: int, image_size: int, small_stem: b
     if name.startswith("maxvit"):
         options["input_size"] = (image_size, image_size)
     try:
+        import torchvision
+
         network = torchvision.models.get_model(name, weights=None, **options)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(

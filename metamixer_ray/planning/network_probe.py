@@ -78,7 +78,7 @@ def probe_network(
     for parameter in network.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    forward: nn.Module = torch.compile(network) if compiled else network  # type: ignore[assignment]
+    forward: nn.Module = network.compiled() if compiled else network
     network.train()
     few, _ = saved_for_backward(network, images(2), precision)
     more, largest = saved_for_backward(network, images(4), precision)

@@ -8,10 +8,10 @@ from metamixer_ray.data.augmentation import (
     apply,
     crop_and_flip,
     draw,
-    operate,
     padding,
 )
 from metamixer_ray.data.config import Augment
+from metamixer_ray.data.operations import operate
 
 ALL: tuple[Augment, ...] = ("none", "crop", "crop-flip", "trivial", "rand")
 

@@ -21,6 +21,7 @@ from metamixer_ray.evaluate import evaluate_run
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.preparation import batch_order
 from tests.e2e import own_parts, tiny
+from tests.e2e.conftest import EPOCHS
 
 pytestmark = pytest.mark.ray
 
@@ -221,16 +222,15 @@ def test_parts_in_the_folder_a_command_is_run_in(ray_cluster: str, tmp_path: Pat
     assert [row["epoch"] for row in tiny.rows(tmp_path / "runs" / "here")] == [1]
 
 
-def test_loader_processes_change_nothing(ray_cluster: str, tmp_path: Path) -> None:
-    train(tiny.config(tmp_path, name="threads", augment="crop-flip"))
-    train(tiny.config(tmp_path, name="processes", augment="crop-flip", loader_processes=2))
-    tiny.assert_same_weights(tmp_path / "runs" / "threads", tmp_path / "runs" / "processes", peers=2)
+def test_loader_processes_change_nothing(uninterrupted: Path, tmp_path: Path) -> None:
+    train(tiny.config(tmp_path, name="processes", epochs=EPOCHS, loader_processes=2))
+    tiny.assert_same_weights(uninterrupted, tmp_path / "runs" / "processes", peers=2)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
-def test_compiled_networks_learn_the_same(ray_cluster: str, tmp_path: Path) -> None:
-    plain = train(tiny.config(tmp_path, name="plain", epochs=1))
-    compiled = train(tiny.config(tmp_path, name="compiled", epochs=1, compile=True))
+def test_compiled_networks_learn_the_same(uninterrupted: Path, tmp_path: Path) -> None:
+    train(tiny.config(tmp_path, name="compiled", epochs=EPOCHS, compile=True))
+    plain, compiled = tiny.rows(uninterrupted)[0], tiny.rows(tmp_path / "runs" / "compiled")[0]
     for one, other in zip(plain["peers"], compiled["peers"], strict=True):
         assert other["nll"] == pytest.approx(one["nll"], rel=0.02)
 

@@ -171,7 +171,7 @@ def test_export_of_the_network_is_free_of_taps(network: StagedNetwork, images: T
 def test_compiled_with_taps_that_change(network: StagedNetwork, images: Tensor, backend: str) -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(backend)
-    compiled = torch.compile(network, backend=counter)
+    compiled = network.compiled(backend=counter)
     twin = copy.deepcopy(network)
     frames = []
     for step in range(8):
@@ -195,7 +195,7 @@ def test_compiled_with_taps_that_change(network: StagedNetwork, images: Tensor, 
 def test_compiled_without_taps_is_one_graph(network: StagedNetwork, images: Tensor) -> None:
     torch._dynamo.reset()
     network.eval()
-    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    compiled = network.compiled(backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images), network(images))
     torch._dynamo.reset()
 

@@ -1,0 +1,123 @@
+"""What a sweep knows of its trials: a small file per trial, from which a sweep that was killed goes on.
+
+Nothing here is pickled and nothing is Ray's: a killed sweep is told all that was seen again, trial by trial.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from metamixer_ray.errors import ConfigError
+from metamixer_ray.folder import RunFolder
+
+Status = Literal["running", "finished", "stopped", "failed"]
+TRIAL = "trial.json"
+# Is there when a trial has let go of its workers and of its MLflow run.
+ENDED = ".ended"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One trial: what was tried, and what came of it."""
+
+    number: int
+    """From 0, in the order in which trials were proposed."""
+    settings: dict[str, Any]
+    """What differs from the sweep's own training settings."""
+    origin: str
+    """Who proposed it: defaults, first, tpe, random, grid, or what a comparison calls its condition."""
+    labels: dict[str, Any] = field(default_factory=dict)
+    """HyperOpt's own description of the point, empty when it proposed none."""
+    refused: list[dict[str, Any]] = field(default_factory=list)
+    """Such descriptions of points that HyperOpt proposed just before, and that can't work."""
+    status: Status = "running"
+    """finished: trained to the last epoch; stopped: early, by the scheduler; failed: see the reason."""
+    reason: str = ""
+    """Why it failed."""
+    epochs: int = 0
+    """Epochs trained."""
+    objective: float | None = None
+    """At its last epoch, on the validation split."""
+    seconds: float = 0.0
+    """Of training, in all attempts."""
+    begun: float = 0.0
+    """When it was first proposed; seconds since 1970."""
+    ended: float | None = None
+    """When it was over."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder and, after the sweep's, of its MLflow run."""
+        return f"{self.number:04d}"
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.status != "running"
+
+
+class Ledger:
+    """The trials of a sweep by their number, kept in ``folder``; one process writes.
+
+    Raises:
+        ConfigError: a file in the folder is not a trial's.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self._trials: dict[int, Trial] = {}
+        for name in folder.children():
+            place = folder.inside(name)
+            if not place.exists(TRIAL):
+                continue
+            try:
+                trial = Trial(**(place.read_json(TRIAL) or {}))
+            except (json.JSONDecodeError, TypeError) as error:
+                raise ConfigError(
+                    f"{place}/{TRIAL} is not the record of a trial ({error}); remove its folder to leave the trial out"
+                ) from None
+            self._trials[trial.number] = trial
+
+    def trials(self) -> list[Trial]:
+        """All trials, in order."""
+        return [self._trials[number] for number in sorted(self._trials)]
+
+    def place(self, number: int) -> RunFolder:
+        """The run folder of a trial."""
+        return self.folder.inside(self._trials[number].name)
+
+    def add(
+        self,
+        settings: Mapping[str, Any],
+        origin: str,
+        labels: Mapping[str, Any] | None = None,
+        refused: Sequence[Mapping[str, Any]] = (),
+    ) -> Trial:
+        """Record a new trial before it is begun."""
+        trial = Trial(
+            number=max(self._trials, default=-1) + 1,
+            settings=dict(settings),
+            origin=origin,
+            labels=dict(labels or {}),
+            refused=[dict(point) for point in refused],
+            begun=time.time(),
+        )
+        self._write(trial)
+        return trial
+
+    def update(self, number: int, **changes: Any) -> Trial:
+        """Record what came of a trial; while it runs, only here and not in its file."""
+        trial = replace(self._trials[number], **changes)
+        if trial.over:
+            trial = replace(trial, ended=time.time())
+            self._write(trial)
+        self._trials[number] = trial
+        return trial
+
+    def _write(self, trial: Trial) -> None:
+        self._trials[trial.number] = trial
+        place = self.place(trial.number)
+        place.create()
+        place.write_json(TRIAL, asdict(trial))

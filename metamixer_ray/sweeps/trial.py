@@ -1,0 +1,184 @@
+"""One trial: a whole training of peers on its own Ray Train workers, whose epochs Ray Tune hears of.
+
+The trial's own process only waits: it reserves next to nothing, and runs where the sweep's driver runs. What it leaves
+is an ordinary run folder, so a trial that is taken up again goes on from its last checkpoint.
+"""
+
+import queue
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from ray import tune
+
+from metamixer_ray.capacity import WorkerResources
+from metamixer_ray.config import TrainConfig, flatten, from_settings
+from metamixer_ray.errors import TrainingDiverged, UserError
+from metamixer_ray.fitting import fit
+from metamixer_ray.folder import RunFolder
+from metamixer_ray.keeping import tracked_parameters
+from metamixer_ray.placement import connect
+from metamixer_ray.reporting import TrackingPlan
+from metamixer_ray.runs import METRICS, write_run
+from metamixer_ray.sweeps.config import ObjectiveName
+from metamixer_ray.sweeps.ledger import ENDED
+from metamixer_ray.tracking import Journal
+
+WORST_NLL = 100.0
+STOP_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """What all trials of a sweep have in common, as plain data that travels to them."""
+
+    name: str
+    key: str
+    folder: str
+    """URI of the folder that holds the trials' run folders."""
+    training: Mapping[str, Any]
+    """All settings of the sweep's training, flat."""
+    objective: ObjectiveName
+    resources: WorkerResources
+    facts: Mapping[str, Any]
+    """What ``run.json`` tells of the data."""
+    tracking_uri: str
+    artifact_location: str | None
+    parent_run_id: str | None
+    tags: Mapping[str, str]
+
+    def config(self, settings: Mapping[str, Any]) -> TrainConfig:
+        """The configuration of a trial.
+
+        Raises:
+            UserError: the settings don't fit together.
+        """
+        config = from_settings({**self.training, **settings}, source="trial")
+        config.check()
+        return config
+
+    def tracking(self, name: str, settings: Mapping[str, Any]) -> TrackingPlan:
+        """How a trial is written to MLflow."""
+        flat = {**self.training, **settings}
+        return TrackingPlan(
+            uri=self.tracking_uri,
+            experiment=str(flat["experiment"]),
+            run_name=f"{self.name}-{name}",
+            key=f"{self.key}-{name}",
+            parameters=tracked_parameters(flat),
+            tags={**self.tags, "sweep": self.name, "sweep.trial": name},
+            artifact_location=self.artifact_location,
+            parent_run_id=self.parent_run_id,
+        )
+
+
+def objective_of(row: Mapping[str, Any], objective: ObjectiveName) -> float | None:
+    """How good an epoch was on the split that is watched; None when it wasn't evaluated."""
+    peers: Sequence[Mapping[str, Any]] = row["peers"]
+    if peers[0].get("top1") is None:
+        return None
+    if objective == "ensemble":
+        return float((row["ensemble"] or peers[0])["top1"])
+    if objective == "nll":
+        return fmean(WORST_NLL if peer["nll"] is None else peer["nll"] for peer in peers)
+    hits = [peer["top1"] for peer in peers]
+    return float({"mean": fmean(hits), "best": max(hits), "worst": min(hits)}[objective])
+
+
+def score_of(objective: float, kind: ObjectiveName) -> float:
+    """The objective turned so that more is better."""
+    return -objective if kind == "nll" else objective
+
+
+class PeersTrial(tune.Trainable):
+    """Ray Tune's view of a trial: each of its steps is an epoch of the training that goes on meanwhile."""
+
+    def setup(self, config: dict[str, Any], plan: SweepPlan | None = None) -> None:
+        """See :class:`ray.tune.Trainable`; ``config`` has the ``number``, the ``settings``, and of an earlier attempt
+        whether it is ``over`` and why it ``failed``."""
+        assert plan is not None
+        self._plan, self._settings = plan, config["settings"]
+        self._over, self._failed = config["over"], config["failed"]
+        self._name = f"{config['number']:04d}"
+        self._folder = RunFolder(plan.folder).inside(self._name)
+        self._news: queue.Queue[Mapping[str, Any] | BaseException | None] = queue.Queue()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._last: dict[str, Any] = {}
+
+    def step(self) -> dict[str, Any]:
+        """The next epoch that was evaluated; ``done`` with the last one, and when the trial failed for good."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._train, name="trial", daemon=True)
+            self._thread.start()
+        news = self._news.get()
+        if isinstance(news, UserError | TrainingDiverged):
+            return self._ended(failed=str(news).splitlines()[0])
+        if isinstance(news, BaseException):
+            raise news
+        if news is None:
+            return self._ended()
+        objective = objective_of(news, self._plan.objective)
+        assert objective is not None
+        self._last = {
+            "epoch": news["epoch"],
+            "objective": objective,
+            "score": score_of(objective, self._plan.objective),
+            "seconds": news["elapsed"],
+        }
+        return {**self._last, "done": False}
+
+    def cleanup(self) -> None:
+        """End the training, if it still runs, so that its workers are free before this returns."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
+        self._folder.write(ENDED, "")
+
+    def _ended(self, failed: str | None = None) -> dict[str, Any]:
+        worst = WORST_NLL if self._plan.objective == "nll" else 0.0
+        nothing = {"epoch": 0, "objective": worst, "score": score_of(worst, self._plan.objective), "seconds": 0.0}
+        if failed is None:
+            return {**nothing, **self._last, "done": True}
+        return {**nothing, "epoch": self._last.get("epoch", 0), "failed": failed, "done": True}
+
+    def _train(self) -> None:
+        plan, folder = self._plan, self._folder
+        try:
+            config = plan.config(self._settings)
+            connect(config.placement, verbose=config.run.verbose)
+            for row in Journal(folder.filesystem, folder.path(METRICS)).rows():
+                self._tell(row)
+            if not self._over:
+                folder.remove(ENDED)
+                write_run(folder, config, {**plan.facts, "key": f"{plan.key}-{self._name}"})
+                tracking = plan.tracking(self._name, flatten(config))
+                fit(config, plan.resources, folder, tracking, _Listener(self._tell), self._stop)
+            self._news.put(UserError(self._failed) if self._failed else None)
+        except BaseException as error:
+            self._news.put(error)
+
+    def _tell(self, row: Mapping[str, Any]) -> None:
+        if objective_of(row, self._plan.objective) is not None:
+            self._news.put(row)
+
+
+class _Listener:
+    """Passes the epochs on, and keeps the rest to itself: the sweep's console has no room for it."""
+
+    def __init__(self, tell: Any) -> None:
+        self.epoch = tell
+
+    def step(self, epoch: int, step: int, steps: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

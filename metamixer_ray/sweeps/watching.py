@@ -1,0 +1,141 @@
+"""What a sweep's driver does as trials go: keep their records, close their MLflow runs, tell the person."""
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from metamixer_ray.config import flatten
+from metamixer_ray.errors import UserError
+from metamixer_ray.reporting import cause_of, first_line
+from metamixer_ray.runs import METRICS, TRACKED
+from metamixer_ray.sweeps.ledger import ENDED, Ledger, Trial
+from metamixer_ray.sweeps.trial import STOP_SECONDS, SweepPlan
+from metamixer_ray.tracking import Journal
+from metamixer_ray.tracking.mlflow_writer import Status as MlflowStatus
+
+CLOSE_SECONDS = 60.0
+_WRITERS = 4
+_LOOK_SECONDS = 0.2
+_MLFLOW_STATUS: dict[str, MlflowStatus] = {
+    "finished": "FINISHED",
+    "stopped": "FINISHED",
+    "failed": "FAILED",
+    "running": "KILLED",
+}
+
+
+class Board(Protocol):
+    """Where a person sees how the trials go."""
+
+    def running(self, trial: Trial) -> None:
+        """A trial began, or finished an epoch."""
+
+    def over(self, trial: Trial) -> None:
+        """A trial ended."""
+
+    def warn(self, text: str) -> None:
+        """Something that asks for attention."""
+
+
+class Watcher:
+    """Hears of every trial from Ray Tune. A context: leaving it waits until MLflow has what it is to have.
+
+    Args:
+        plan: of the sweep.
+        ledger: the record, see there.
+        epochs: of a trial that isn't stopped early.
+        board: shows how they go.
+    """
+
+    def __init__(self, plan: SweepPlan, ledger: Ledger, epochs: int, board: Board) -> None:
+        self._plan, self._ledger, self._epochs, self._board = plan, ledger, epochs, board
+        # What is over already is told again by its trial, and was recorded and shown long ago.
+        self._told = {trial.number for trial in ledger.trials() if trial.over}
+        self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="mlflow-close")
+        for trial in ledger.trials():
+            # What was over when the driver was killed, but not yet told to MLflow.
+            if trial.over and not ledger.place(trial.number).exists(TRACKED):
+                self._close_later(trial)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for trial in self._ledger.trials():
+            if not trial.over:
+                self._close_later(trial)
+        self._pool.shutdown(wait=True)
+
+    def started(self, number: int) -> None:
+        """A trial began, or was taken up again."""
+        if number not in self._told:
+            self._board.running(self._trial(number))
+
+    def reported(self, number: int, result: Mapping[str, Any]) -> None:
+        """An epoch of a trial."""
+        if number not in self._told and not result.get("failed"):
+            self._board.running(self._record(number, result))
+
+    def ended(self, number: int, result: Mapping[str, Any]) -> None:
+        """A trial ran to its end, was stopped by the scheduler, or failed for good."""
+        if number in self._told:
+            return
+        if failed := result.get("failed"):
+            self._over(self._ledger.update(number, status="failed", reason=failed, epochs=result.get("epoch", 0)))
+            return
+        finished = result.get("epoch", 0) >= self._epochs
+        self._record(number, result)
+        self._over(self._ledger.update(number, status="finished" if finished else "stopped"))
+
+    def broke(self, number: int, error: BaseException | None) -> None:
+        """A trial failed as often as it may."""
+        if number not in self._told:
+            reason = "its process died" if error is None else first_line(cause_of(error))
+            self._over(self._ledger.update(number, status="failed", reason=reason))
+
+    def _trial(self, number: int) -> Trial:
+        return self._ledger.trials()[number]
+
+    def _record(self, number: int, result: Mapping[str, Any]) -> Trial:
+        known = {"epochs": result["epoch"], "objective": result["objective"], "seconds": result["seconds"]}
+        return self._ledger.update(number, **known)
+
+    def _over(self, trial: Trial) -> None:
+        self._told.add(trial.number)
+        self._board.over(trial)
+        self._close_later(trial)
+
+    def _close_later(self, trial: Trial) -> None:
+        self._pool.submit(self._close, trial).add_done_callback(self._closed)
+
+    def _closed(self, done: Future[None]) -> None:
+        if (error := done.exception()) is not None:
+            self._board.warn(f"a trial's MLflow run could not be closed: {error}")
+
+    def _close(self, trial: Trial) -> None:
+        """Send MLflow what it lacks of a trial, and close its run with the status that fits."""
+        folder = self._ledger.place(trial.number)
+        deadline = time.monotonic() + STOP_SECONDS
+        while not folder.exists(ENDED) and time.monotonic() < deadline:
+            # Its own controller may still be writing to the run. One whose process died never says that it ended.
+            time.sleep(_LOOK_SECONDS)
+        try:
+            settings = flatten(self._plan.config(trial.settings))
+        except UserError:
+            settings = {**self._plan.training, **trial.settings}
+        writer = self._plan.tracking(trial.name, settings).writer(self._board.warn)
+        writer.offer(Journal(folder.filesystem, folder.path(METRICS)).rows())
+        if self._plan.parent_run_id is not None:
+            # Also when the store could not be reached when the trial began.
+            writer.set_tags({"mlflow.parentRunId": self._plan.parent_run_id})
+        writer.set_tags({"sweep.status": trial.status if trial.over else "killed", "sweep.origin": trial.origin})
+        if trial.reason:
+            writer.set_tags({"sweep.reason": trial.reason})
+        if trial.objective is not None:
+            writer.log_metrics({"objective": trial.objective}, trial.epochs)
+        if writer.finish(_MLFLOW_STATUS[trial.status], CLOSE_SECONDS) and trial.over:
+            folder.write(TRACKED, "")

@@ -1,0 +1,261 @@
+"""Sweeps on a real cluster: stopped early, resumed after kills, on nodes that come and go; what MLflow has of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import yaml
+from mlflow import MlflowClient
+from ray.cluster_utils import Cluster
+
+from metamixer_ray.config import read_yaml
+from metamixer_ray.errors import ConfigError
+from metamixer_ray.folder import RunFolder
+from metamixer_ray.sweeps.config import SweepConfig
+from metamixer_ray.sweeps.ledger import Ledger, Trial
+from metamixer_ray.tune import tune
+from tests.e2e import tiny
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+EPOCHS = 4
+MIXING = """
+from hyperopt import hp
+def space():
+    return {"pairing": hp.choice("pairing", ["cross-class", "within-class"]), "local_alpha": hp.uniform("a", 0.5, 2.0)}
+"""
+RATES = """
+from hyperopt import hp
+def space():
+    return {"lr": hp.choice("lr", [0.001, 0.05])}
+"""
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float = 200.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _workers(root: int) -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.Process(root).children(recursive=True)
+        if process.is_running() and "RayTrainWorker" in process.name() + " ".join(_words(process))
+    ]
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _trials(folder: Path) -> list[Trial]:
+    return Ledger(RunFolder(str(folder / "trials"))).trials()
+
+
+def _free() -> bool:
+    return ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
+
+
+@dataclass
+class Swept:
+    """A sweep that ended, and what it left."""
+
+    storage: Path
+    folder: Path
+    summary: dict[str, Any]
+    killed: int
+
+
+@pytest.fixture(scope="module")
+def swept(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """Two spaces joined, asha, a setting that diverges, and a worker killed on the way."""
+    storage = tmp_path_factory.mktemp("swept")
+    (storage / "mixing.py").write_text(MIXING)
+    (storage / "rates.py").write_text(RATES)
+    (storage / "diverges.yaml").write_text(yaml.safe_dump({"lr": 1e12, "batch_size": 4}))
+    folder = storage / "runs" / "swept"
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        first = folder / "trials" / "0000" / "metrics.jsonl"
+        if _wait_for(lambda: first.exists() and first.read_text().count("\n") >= 1):
+            victim = _workers(os.getpid())[0]
+            victim.send_signal(signal.SIGKILL)
+            killed.append(victim.pid)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    config = SweepConfig(
+        space=(str(storage / "mixing.py"), str(storage / "rates.py")),
+        samples=5,
+        random_first=2,
+        first=(str(storage / "diverges.yaml"),),
+        grace_epochs=1,
+        reduction_factor=2,
+        confirm_seeds=1,
+        training=tiny.config(storage, name="swept", epochs=EPOCHS),
+    )
+    summary = tune(config)
+    killer.join()
+    return Swept(storage, folder, summary, len(killed))
+
+
+def test_every_trial_has_an_end_and_a_reason(swept: Swept) -> None:
+    trials = _trials(swept.folder)
+    assert len(trials) == 5
+    assert swept.killed == 1
+    defaults, diverged, *others = trials
+    assert (defaults.origin, defaults.settings, defaults.status) == ("defaults", {}, "finished")
+    assert (diverged.origin, diverged.status) == ("first", "failed")
+    assert "non-finite values" in diverged.reason
+    assert {trial.status for trial in others} <= {"finished", "stopped"}
+    assert any(trial.status == "stopped" and trial.epochs < EPOCHS for trial in trials)
+    assert all("lr" in trial.settings and "pairing" in trial.settings for trial in others)
+    # A killed worker changes nothing: each epoch is there once.
+    assert [row["epoch"] for row in tiny.rows(swept.folder / "trials" / "0000")] == list(range(1, EPOCHS + 1))
+    assert _wait_for(_free, seconds=30)
+
+
+def test_the_test_set_is_left_alone(swept: Swept) -> None:
+    for trial in _trials(swept.folder):
+        if trial.status == "failed":
+            continue
+        for row in tiny.rows(swept.folder / "trials" / trial.name):
+            assert row["split"] == "validation"
+            assert "test" not in row
+
+
+def test_the_best_settings_are_a_configuration(swept: Swept) -> None:
+    finished = [trial for trial in _trials(swept.folder) if trial.status == "finished"]
+    best = max(finished, key=lambda trial: trial.objective or 0.0)
+    assert swept.summary["best"]["number"] == best.number
+    config = read_yaml(swept.folder / "best.yaml")
+    config.check()
+    assert config.test
+    assert config.dataset.validation_fraction == 0
+    for name, value in best.settings.items():
+        assert getattr(config.mixing, name, None) == value or config.optimisation.lr == (value,)
+    gain = swept.summary["gain"]
+    if best.settings:
+        assert gain["seeds"] == 1
+        assert gain["mean"] == pytest.approx(gain["best"][0] - gain["defaults"][0])
+    else:
+        assert gain is None
+
+
+def test_mlflow_holds_a_parent_and_a_child_per_trial(swept: Swept) -> None:
+    client = MlflowClient(f"sqlite:///{swept.storage}/mlflow.db")
+    experiment = client.get_experiment_by_name("metamixer_ray")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if run.info.run_name == "swept"]
+    assert parent.info.status == "FINISHED"
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {
+        *("best.yaml", "summary.json", "sweep.yaml", "space.txt", "figures")
+    }
+    assert {file.path for file in client.list_artifacts(parent.info.run_id, "figures")} >= {
+        *("figures/sweep-history.png", "figures/sweep-curves.png", "figures/sweep-settings.png")
+    }
+    children = {r.info.run_name: r for r in runs if r.data.tags["sweep"] == "swept" and r is not parent}
+    assert len(children) == 5
+    for trial in _trials(swept.folder):
+        child = children[f"swept-{trial.name}"]
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.tags["sweep.status"] == trial.status
+        assert child.info.status == ("FAILED" if trial.status == "failed" else "FINISHED")
+        float(child.data.params["lr"])  # a number, for parallel coordinates
+        if trial.status == "failed":
+            assert "non-finite" in child.data.tags["sweep.reason"]
+            continue
+        assert child.data.metrics["objective"] == pytest.approx(trial.objective)
+        steps = [metric.step for metric in client.get_metric_history(child.info.run_id, "peers/top1_mean")]
+        assert steps == [row["epoch"] for row in tiny.rows(swept.folder / "trials" / trial.name)]
+
+
+def test_the_same_name_and_a_typo_are_refused_before_anything_runs(swept: Swept) -> None:
+    config = SweepConfig(training=tiny.config(swept.storage, name="swept", epochs=EPOCHS))
+    with pytest.raises(ConfigError, match=r"--name 'swept' is taken .* add --resume"):
+        tune(config)
+    with pytest.raises(ConfigError, match=r"did you mean 'tune_spaces.mixing'"):
+        tune(replace(config, space=("tune_spaces.mxing",)))
+
+
+def test_a_killed_sweep_goes_on(ray_cluster: str, tmp_path: Path) -> None:
+    (tmp_path / "rates.py").write_text(RATES)
+    own = ["--space", str(tmp_path / "rates.py"), "--search", "grid", "--scheduler", "none", "--confirm-seeds", "0"]
+    words = [*own, *tiny.flags(tmp_path, name="killed", epochs=EPOCHS), "--address", ray_cluster]
+    folder = tmp_path / "runs" / "killed"
+    driver = subprocess.Popen([sys.executable, "-m", "metamixer_ray.tune", *words], stdout=subprocess.DEVNULL)
+    second = folder / "trials" / "0001" / "metrics.jsonl"
+    try:
+        assert _wait_for(lambda: second.exists() and second.read_text().count("\n") >= 1)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert [trial.status for trial in _trials(folder)] == ["finished", "running"]
+    again = tiny.command(*words, "--resume", module="metamixer_ray.tune")
+    assert again.returncode == 0, again.stderr
+    assert "  1/3" not in again.stdout  # what was over is not shown again
+    assert [trial.status for trial in _trials(folder)] == ["finished"] * 3
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("metamixer_ray").experiment_id])
+    assert sorted(run.info.run_name for run in runs) == ["killed", *(f"killed-000{n}" for n in range(3))]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for number in range(3):
+        assert [row["epoch"] for row in tiny.rows(folder / "trials" / f"000{number}")] == list(range(1, EPOCHS + 1))
+    nothing = tiny.command(*words, "--resume", "--samples", "3", "--grace-epochs", "2", module="metamixer_ray.tune")
+    assert nothing.returncode == 2
+    assert "--grace-epochs is 2 but sweep 'killed' has None" in nothing.stderr
+
+
+def test_a_sweep_uses_nodes_that_come_and_survives_those_that_go(
+    ray_cluster: str, ray_nodes: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "rates.py").write_text(RATES)
+    alone = {"peers": ["resnet8"], "distiller": "none", "statistics": "none", "mixer": "none"}
+    own = ["--space", str(tmp_path / "rates.py"), "--search", "random", "--samples", "4", "--scheduler", "none"]
+    words = [*own, "--confirm-seeds", "0", *tiny.flags(tmp_path, name="grown", epochs=60, **alone)]
+    folder = tmp_path / "runs" / "grown"
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "metamixer_ray.tune", *words, "--address", ray_cluster],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    node = None
+    try:
+        assert _wait_for(lambda: len(_begun(folder)) == 2)
+        node = ray_nodes.add_node(num_cpus=1)
+        assert _wait_for(lambda: len(_begun(folder)) >= 3)
+        trained = _begun(folder)[2]
+        assert _wait_for(lambda: (folder / "trials" / trained / "metrics.jsonl").exists())
+    finally:
+        if node is not None:
+            ray_nodes.remove_node(node)
+        told, _ = driver.communicate(timeout=400)
+    assert driver.returncode == 0, told
+    assert [trial.status for trial in _trials(folder)] == ["finished"] * 4
+    for trial in _trials(folder):
+        assert [row["epoch"] for row in tiny.rows(folder / "trials" / trial.name)] == list(range(1, 61))
+
+
+def _begun(folder: Path) -> list[str]:
+    """Names of the trials that were begun."""
+    return sorted(path.parent.name for path in folder.glob("trials/*/trial.json"))

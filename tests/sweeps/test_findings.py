@@ -1,0 +1,139 @@
+"""What is made of a sweep's trials: ranks, gains, importance, figures and lines."""
+
+import io
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metamixer_ray.sweeps.findings import Gain, common_epoch, importance, ranked
+from metamixer_ray.sweeps.ledger import Trial
+from metamixer_ray.sweeps.trial import objective_of
+from metamixer_ray.tracking.board import Board, settings_text
+from metamixer_ray.tracking.figures import figure_png
+from metamixer_ray.tracking.figures.sweep_sheets import (
+    Dot,
+    Measure,
+    searched,
+    sweep_curves,
+    sweep_history,
+    sweep_importance,
+    sweep_settings,
+)
+
+MEASURE = Measure("top-1 (%)", 100.0, True)
+
+
+def trial(number: int, objective: float | None, status: str = "finished", epochs: int = 8) -> Trial:
+    return Trial(
+        number=number,
+        settings={"lr": number / 10},
+        origin="tpe",
+        status=status,  # type: ignore[arg-type]
+        objective=objective,
+        epochs=epochs,
+    )
+
+
+def test_only_trials_that_ran_to_the_end_are_compared() -> None:
+    trials = [trial(0, 0.5), trial(1, 0.9, "stopped", 2), trial(2, 0.6), trial(3, None, "failed")]
+    assert [t.number for t in ranked(trials, maximised=True)] == [2, 0]
+    assert [t.number for t in ranked(trials, maximised=False)] == [0, 2]
+    assert [t.number for t in ranked(trials[1:2], maximised=True)] == [1]
+
+
+def test_the_gain_is_that_of_pairs() -> None:
+    gain = Gain((0.5, 0.6, 0.7), (0.6, 0.65, 0.9))
+    assert gain.mean == pytest.approx((0.1 + 0.05 + 0.2) / 3)
+    assert gain.deviation == pytest.approx(np.std([0.1, 0.05, 0.2], ddof=1))
+    assert Gain((0.5,), (0.6,)).deviation is None
+
+
+def test_importance_finds_what_mattered() -> None:
+    dice = random.Random(0)
+    points = [
+        {"lr": dice.random(), "pairing": dice.choice(["free", "within-class"]), "batch_size": 64}
+        | ({"off_epochs": dice.choice([0, 5])} if dice.random() < 0.5 else {})
+        for _ in range(60)
+    ]
+    found = importance(points, [(p["pairing"] == "free") + 0.1 * p["lr"] for p in points])
+    assert found is not None
+    assert next(iter(found)) == "pairing"
+    assert set(found) == {"pairing", "lr", "off_epochs"}  # what never varied says nothing
+    assert found["pairing"][0] > 5 * found["lr"][0]
+    assert importance(points[:5], [0.0] * 5) is None
+
+
+def test_the_epoch_at_which_trials_are_compared() -> None:
+    curves = [dict.fromkeys(range(1, last + 1), 0.5) for last in (1, 1, 1, 4, 4, 4, 4, 9, 9, 9, 9)]
+    assert common_epoch(curves) == 4
+    assert common_epoch([]) is None
+
+
+def test_objectives() -> None:
+    row = {"peers": [{"top1": 0.5, "nll": 1.0}, {"top1": 0.7, "nll": None}], "ensemble": {"top1": 0.8}}
+    values = {kind: objective_of(row, kind) for kind in ("mean", "ensemble", "best", "worst", "nll")}  # type: ignore[arg-type]
+    assert values == {"mean": 0.6, "ensemble": 0.8, "best": 0.7, "worst": 0.5, "nll": 50.5}
+    assert objective_of({"peers": [{"loss": 1.0}], "ensemble": None}, "mean") is None
+
+
+def dots() -> list[Dot]:
+    def dot(n: int) -> Dot:
+        curve = {epoch: 0.1 * epoch + 0.01 * n for epoch in range(1, 3 if n % 3 else 6)}
+        return Dot(
+            number=n,
+            settings={"lr": 10 ** (n / 5 - 3), "pairing": "free" if n % 2 else "within-class"},
+            status="stopped" if n % 3 else "finished",
+            objective=curve[max(curve)],
+            curve=curve,
+            minutes=n + 0.5,
+            default=n == 0,
+        )
+
+    return [*map(dot, range(12)), replace(dot(12), status="failed", objective=None, curve={})]
+
+
+def test_figures_show_something() -> None:
+    figures = [sweep_history(dots(), MEASURE), sweep_settings(dots(), MEASURE), sweep_curves(dots(), MEASURE)]
+    figures.append(sweep_importance({"lr": (0.5, 0.1), "pairing": (0.1, 0.02)}, epoch=2, trials=12))
+    for figure in figures:
+        assert figure is not None
+        pixels = np.asarray(Image.open(io.BytesIO(figure_png(figure))).convert("L"))
+        assert (pixels < 200).mean() > 0.002
+    history = figures[0]
+    assert history is not None
+    (axes,) = history.axes
+    steps = axes.lines[0].get_ydata()
+    assert list(steps) == sorted(steps)  # the best so far never falls
+    assert sweep_history([], MEASURE) is None
+    assert sweep_settings(dots()[-1:], MEASURE) is None
+    assert searched(dots()) == ["lr", "pairing"]
+
+
+def test_a_log_has_a_line_per_trial_and_no_control_characters() -> None:
+    told = io.StringIO()
+    board = Board(4, 8, stream=told)
+    board.known(trial(0, 0.5))
+    board.running(trial(1, 0.3, "running", 1))
+    board.over(trial(1, 0.6))
+    board.over(trial(2, 0.1, "stopped", 1))
+    board.over(replace(trial(3, None, "failed", 0), reason="--lr is too much"))
+    board.close()
+    header, *lines = told.getvalue().splitlines()
+    assert header.split() == ["trial", "epochs", "top-1", "best", "settings"]
+    assert [line.split()[:3] for line in lines] == [
+        ["2/4", "finished", "8/8"],
+        ["3/4", "stopped", "1/8"],
+        ["4/4", "failed", "0/8"],
+    ]
+    assert "60.00 %" in lines[0]
+    assert "--lr is too much" in lines[2]
+    assert "\x1b" not in told.getvalue()
+
+
+def test_settings_on_a_line() -> None:
+    assert settings_text({}) == "defaults"
+    assert settings_text({"lr": 0.1, "mix_stages": [0, 1]}) == "lr=0.1 mix_stages=0,1"
+    assert len(settings_text({"a": "x" * 200})) == 64

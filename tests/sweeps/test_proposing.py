@@ -1,0 +1,103 @@
+"""Who proposes what: the defaults first, then what was learnt; and after a kill the very same as without one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hyperopt import hp
+from ray.tune.search import Searcher
+
+from metamixer_ray.config import from_settings
+from metamixer_ray.errors import ConfigError
+from metamixer_ray.folder import RunFolder
+from metamixer_ray.sweeps.ledger import Ledger
+from metamixer_ray.sweeps.proposing import Proposer, Tpe
+
+SAMPLES = 14
+
+
+def space() -> dict[str, Any]:
+    return {
+        "pairing": hp.choice("pairing", ["cross-class", "within-class"]),
+        "coins": hp.choice(
+            "coins",
+            [
+                {"mix_together": True, "local_probability": hp.uniform("both", 0, 1)},
+                {"mix_together": False, "off_epochs": hp.choice("off", [0, 99])},
+            ],
+        ),
+    }
+
+
+def value(settings: dict[str, Any]) -> float:
+    return (settings.get("pairing") == "within-class") - abs(settings.get("local_probability", 1.0) - 0.3)
+
+
+def proposer(folder: Path, at_once: int = 1) -> Proposer:
+    tpe = Tpe(space(), seed=0, random_first=6)
+    points = [({}, "defaults"), ({"local_alpha": 0.5}, "first")]
+    return Proposer(
+        Ledger(RunFolder(str(folder))), points, tpe, SAMPLES, lambda: at_once, lambda s: from_settings(s).check()
+    )
+
+
+def play(search: Proposer, folder: Path, until: int | None = None) -> list[dict[str, Any]]:
+    """Run trials one after the other, as Tune would; of the last only the proposal when it is cut short."""
+    seen: list[dict[str, Any]] = []
+    while (config := search.suggest(f"id{len(seen)}")) != Searcher.FINISHED:
+        assert isinstance(config, dict)
+        seen.append(config["settings"])
+        if until is not None and config["number"] + 1 >= until:
+            return seen
+        score = value(config["settings"])
+        if not config["over"]:
+            search._ledger.update(config["number"], status="finished", objective=score, epochs=3)
+        search.on_trial_complete(f"id{len(seen) - 1}", {"score": score})
+    return seen
+
+
+def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    whole = play(proposer(tmp_path / "whole"), tmp_path)
+    assert len(whole) == SAMPLES
+    assert whole[:2] == [{}, {"local_alpha": 0.5}]
+    assert play(proposer(tmp_path / "killed"), tmp_path, until=9) == whole[:9]
+    # The ninth was running when the driver died: it is proposed again, and everything after it is the same.
+    again = proposer(tmp_path / "killed")
+    assert play(again, tmp_path) == whole
+    statuses = [trial.status for trial in Ledger(RunFolder(str(tmp_path / "killed"))).trials()]
+    assert statuses == ["finished"] * SAMPLES
+
+
+def test_what_was_seen_decides(tmp_path: Path) -> None:
+    later = [value(settings) for settings in play(proposer(tmp_path), tmp_path)[-5:]]
+    assert sum(later) / 5 > 0.3  # a random point is worth about 0 on average
+
+
+def test_settings_that_cannot_work_are_not_proposed(tmp_path: Path) -> None:
+    seen = play(proposer(tmp_path), tmp_path)
+    assert [settings for settings in seen if settings.get("off_epochs", 0) > 0] == []
+
+
+def test_no_more_at_once_than_there_is_room_for(tmp_path: Path) -> None:
+    search = proposer(tmp_path, at_once=2)
+    assert isinstance(search.suggest("a"), dict)
+    assert isinstance(search.suggest("b"), dict)
+    assert search.suggest("c") is None
+    search.on_trial_complete("a", {"score": 0.5})
+    assert isinstance(search.suggest("c"), dict)
+
+
+def test_points_with_conditions_can_be_told() -> None:
+    tpe = Tpe(space(), seed=1, random_first=2)
+    for number in range(12):
+        settings, labels = tpe.propose(number)
+        assert ("both" in labels) == settings["mix_together"]
+        tpe.tell(labels, None if number % 4 == 0 else value(settings))
+
+
+def test_a_record_that_is_none_is_named(tmp_path: Path) -> None:
+    ledger = Ledger(RunFolder(str(tmp_path)))
+    ledger.add({}, "defaults")
+    (tmp_path / "0000" / "trial.json").write_text('{"number"')
+    with pytest.raises(ConfigError, match=r"0000/trial.json is not the record of a trial"):
+        Ledger(RunFolder(str(tmp_path)))
