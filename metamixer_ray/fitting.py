@@ -19,14 +19,14 @@ from metamixer_ray.flags import Diverged
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.interruption import aside
 from metamixer_ray.placement import missing_now, scaling
-from metamixer_ray.reporting import EpochReporter, TrackingPlan, first_line
+from metamixer_ray.reporting import EpochReporter, first_line
 from metamixer_ray.restoring import repair_snapshot
 from metamixer_ray.runs import METRICS
 from metamixer_ray.session import ray_worker
 from metamixer_ray.starting import PeersTrainer, SafeStarts, give_back
 from metamixer_ray.stopping import StopWhenTold
 from metamixer_ray.ticker import Ticker
-from metamixer_ray.tracking import Journal
+from metamixer_ray.tracking import Journal, MlflowWriter
 
 # A collective that waits longer than this has lost somebody.
 COLLECTIVE_TIMEOUT_SECONDS = 300
@@ -56,7 +56,8 @@ def fit(
     config: TrainConfig,
     resources: WorkerResources,
     folder: RunFolder,
-    tracking: TrackingPlan,
+    key: str,
+    writer: MlflowWriter,
     console: Listener,
     stop: threading.Event | None = None,
 ) -> list[dict[str, Any]]:
@@ -65,6 +66,8 @@ def fit(
     A folder that holds checkpoints is continued from the last one; restarted workers do the same.
 
     Args:
+        key: of the run; no other may have it.
+        writer: gets every row.
         stop: once it is set, the training is ended and gives back at once what it reserved.
 
     Raises:
@@ -74,6 +77,7 @@ def fit(
     """
     folder.create()
     journal = Journal(folder.filesystem, folder.path(METRICS))
+    writer.offer(journal.rows())
     if any(row["epoch"] == config.epochs for row in journal.rows()):
         return journal.rows()
     give_back(folder)
@@ -90,7 +94,7 @@ def fit(
                 "threads": resources.threads,
                 "folder": folder.uri,
                 "start": repair_snapshot(folder, len(config.peers)),
-                "key": tracking.key,
+                "key": key,
             },
             torch_config=TorchConfig(backend=resources.backend, timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
             scaling_config=scaling(config, resources),
@@ -102,19 +106,13 @@ def fit(
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.run.keep_checkpoints),
                 logging_config=ray.train.LoggingConfig(log_level="INFO" if config.run.verbose else "ERROR"),
                 callbacks=[
-                    EpochReporter(
-                        folder_uri=folder.uri,
-                        peers=config.peers,
-                        epochs=config.epochs,
-                        live=str(live),
-                        tracking=tracking,
-                    ),
+                    EpochReporter(folder.uri, config.peers, str(live)),
                     SafeStarts(str(live), folder.uri, config.placement.max_failures),
                     StopWhenTold(str(live.with_name("stop"))),
                 ],
             ),
         )
-        with follow(live, Ticker(tracking.key), console, stop or threading.Event()):
+        with follow(live, Ticker(key), writer, console, stop or threading.Event()):
             try:
                 aside(trainer.fit)
             except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
@@ -122,6 +120,7 @@ def fit(
             finally:
                 console.close()
     rows = Journal(folder.filesystem, folder.path(METRICS)).rows()
+    writer.offer(rows)
     if not rows or rows[-1]["epoch"] != config.epochs:
         done = rows[-1]["epoch"] if rows else 0
         raise TrainingFailed(
@@ -144,7 +143,9 @@ def _told(error: Exception, folder: RunFolder) -> Exception:
 
 
 @contextmanager
-def follow(live: Path, ticker: Ticker, console: Listener, stop: threading.Event) -> Iterator[None]:
+def follow(
+    live: Path, ticker: Ticker, writer: MlflowWriter, console: Listener, stop: threading.Event
+) -> Iterator[None]:
     """Tell what the controller writes to ``live``, and the steps in between, while the body runs; pass ``stop`` on."""
     done = threading.Event()
 
@@ -155,7 +156,10 @@ def follow(live: Path, ticker: Ticker, console: Listener, stop: threading.Event)
                 last_look = done.is_set()
                 *lines, unfinished = (unfinished + file.read()).split("\n")
                 for line in lines:
-                    show(json.loads(line), console)
+                    event = json.loads(line)
+                    if event["event"] == "epoch":
+                        writer.offer([event["row"]])
+                    show(event, console)
                 if last_look:
                     return
                 if (at := ticker.look()) is not None:

@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +15,7 @@ from metamixer_ray.config import TrainConfig, flatten, home
 from metamixer_ray.data import Splits
 from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.portraits import FIGURES, figure_makers
-from metamixer_ray.reporting import TrackingPlan, peer_names
+from metamixer_ray.reporting import peer_names
 from metamixer_ray.restoring import checkpoint_identity, load_trained
 from metamixer_ray.results import tested_row
 from metamixer_ray.runs import CONFIG, SUMMARY, TRACKED, Run
@@ -26,6 +27,35 @@ from metamixer_ray.tracking.provenance import environment_tags, source_tags
 
 FINISH_SECONDS = 60.0
 FAILED_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingPlan:
+    """What an MLflow writer of one training needs to know, as plain data."""
+
+    uri: str
+    experiment: str
+    run_name: str
+    key: str
+    """Finds the same MLflow run again, whoever writes to it."""
+    parameters: dict[str, Any]
+    tags: dict[str, str]
+    artifact_location: str | None = None
+    parent_run_id: str | None = None
+
+    def writer(self, warn: Callable[[str], None] | None = None) -> MlflowWriter:
+        """A writer of this run; where the run is there already, it goes on with it."""
+        return MlflowWriter(
+            tracking_uri=self.uri,
+            experiment=self.experiment,
+            run_name=self.run_name,
+            key=self.key,
+            parameters=self.parameters,
+            tags=self.tags,
+            artifact_location=self.artifact_location,
+            parent_run_id=self.parent_run_id,
+            warn=warn,
+        )
 
 
 def tracking_store(config: TrainConfig) -> tuple[str, str | None]:
@@ -99,7 +129,7 @@ class Keeper:
         if kind is None:
             # A store that was never reached is not waited for as long as a slow upload.
             seconds = FAILED_SECONDS if self.run_id() is None else FINISH_SECONDS
-            if self._open().finish("FINISHED", seconds):
+            if self.writer().finish("FINISHED", seconds):
                 self._run.folder.write(TRACKED, "")
         else:
             stopped = issubclass(kind, KeyboardInterrupt | SystemExit)
@@ -107,19 +137,23 @@ class Keeper:
                 self._console.warn(
                     f"{error}; the same command with --name {self._run.name} --resume goes on from the last checkpoint"
                 )
-            self._open().finish("KILLED" if stopped else "FAILED", FAILED_SECONDS)
+            self.writer().finish("KILLED" if stopped else "FAILED", FAILED_SECONDS)
         self._scratch.cleanup()
+
+    def writer(self) -> MlflowWriter:
+        """The run's one writer; it is opened when it is first asked for."""
+        if self._writer is None:
+            self._writer = self._tracking.writer(self._console.warn)
+        return self._writer
 
     def run_id(self) -> str | None:
         """The id of the MLflow run, or None while the store can't be reached."""
-        writer = self._open()
+        writer = self.writer()
         writer.wait(FAILED_SECONDS)
         return writer.run_id
 
-    def keep_alone(self, tracking: TrackingPlan, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Send what MLflow lacks of the baseline, and close its run."""
-        writer = tracking.writer(self._console.warn)
-        writer.offer(rows)
+    def keep_alone(self, writer: MlflowWriter) -> None:
+        """Close the run of the baseline."""
         if (parent := self.run_id()) is not None:
             # Also when the store could not be reached when the baseline began.
             writer.set_tags({"mlflow.parentRunId": parent})
@@ -158,7 +192,7 @@ class Keeper:
         summary: Mapping[str, Any],
     ) -> Places:
         """Send what the run folder holds to MLflow. ``networks`` have the trained weights."""
-        folder, writer = self._run.folder, self._open()
+        folder, writer = self._run.folder, self.writer()
         writer.offer(rows)
         before = [peer["top1"] for peer in summary["baseline"]["peers"]] if "baseline" in summary else None
         if before:
@@ -171,11 +205,6 @@ class Keeper:
         if self._config.run.log_models:
             self._log_models(splits, networks)
         return self._places()
-
-    def _open(self) -> MlflowWriter:
-        if self._writer is None:
-            self._writer = self._tracking.writer(self._console.warn)
-        return self._writer
 
     def _log_models(self, splits: Splits, networks: Sequence[StagedNetwork]) -> None:
         example = splits.test.take(torch.arange(2)).permute(0, 2, 3, 1).numpy()
@@ -193,12 +222,12 @@ class Keeper:
             except ModelExportError as error:
                 self._console.warn(f"{name} is not logged as a model: {error}")
             else:
-                self._open().log_model(model, name)
+                self.writer().log_model(model, name)
 
     def _places(self) -> Places:
         folder, tracking = self._run.folder, self._tracking
         run_id = self.run_id()
-        ids = (self._open().experiment_id, run_id)
+        ids = (self.writer().experiment_id, run_id)
         return Places(
             run_folder=str(folder),
             figures=f"{folder}/figures",

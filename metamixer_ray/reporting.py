@@ -1,11 +1,11 @@
-"""The controller's side: every rank's metrics become one row per epoch, kept, shown and tracked.
+"""The controller's side: every rank's metrics become one row per epoch, kept and told.
 
 One writer: this callback runs on the Ray Train controller only. The row goes to ``metrics.jsonl`` first, which is the
-record of truth; the console and MLflow follow it.
+record of truth; the driver, which lives no shorter than the controller, shows it and sends it to MLflow.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +15,7 @@ import ray.train
 
 from metamixer_ray.errors import UserError
 from metamixer_ray.folder import RunFolder
-from metamixer_ray.tracking import Journal, MlflowWriter
+from metamixer_ray.tracking import Journal
 
 # Failures in a row without any progress in between: the same thing would happen again.
 HOPELESS = 3
@@ -60,47 +60,15 @@ def assemble_row(reports: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> 
     return row
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrackingPlan:
-    """What an MLflow writer of one training needs to know, as plain data that travels to the controller."""
-
-    uri: str
-    experiment: str
-    run_name: str
-    key: str
-    """Finds the same MLflow run again, whoever writes to it."""
-    parameters: dict[str, Any]
-    tags: dict[str, str]
-    artifact_location: str | None = None
-    parent_run_id: str | None = None
-
-    def writer(self, warn: Callable[[str], None] | None = None) -> MlflowWriter:
-        """A writer of this run; where the run is there already, it goes on with it."""
-        return MlflowWriter(
-            tracking_uri=self.uri,
-            experiment=self.experiment,
-            run_name=self.run_name,
-            key=self.key,
-            parameters=self.parameters,
-            tags=self.tags,
-            artifact_location=self.artifact_location,
-            parent_run_id=self.parent_run_id,
-            warn=warn,
-        )
-
-
 @dataclass
 class EpochReporter(ray.train.UserCallback):
-    """Writes each epoch's row once: to the journal, to ``live`` for the driver's console, and to MLflow."""
+    """Writes each epoch's row once: to the journal, and to ``live`` for the driver's console and MLflow."""
 
     folder_uri: str
     peers: tuple[str, ...]
-    epochs: int
     live: str
-    tracking: TrackingPlan
     _failures: int = 0
     _journal: Journal | None = field(default=None, repr=False)
-    _writer: MlflowWriter | None = field(default=None, repr=False)
 
     def _tell(self, event: Mapping[str, Any]) -> None:
         with Path(self.live).open("a") as file:
@@ -119,21 +87,14 @@ class EpochReporter(ray.train.UserCallback):
 
     def _record(self, epochs: Iterable[Sequence[Mapping[str, Any]]]) -> None:
         """Write the rows of epochs, each the reports of all ranks, unless they are there already."""
-        if self._journal is None or self._writer is None:
+        if self._journal is None:
             folder = RunFolder(self.folder_uri)
             self._journal = Journal(folder.filesystem, folder.path("metrics.jsonl"))
-            self._writer = self.tracking.writer(lambda text: self._tell({"event": "warning", "message": text}))
         recorded = {row["epoch"] for row in self._journal.rows()}
         for reports in epochs:
             if reports[0]["epoch"] not in recorded:
-                row = assemble_row(reports, self.peers)
-                self._journal.append(row)
+                row = self._journal.append(assemble_row(reports, self.peers))
                 self._tell({"event": "epoch", "row": row})
-        rows = self._journal.rows()
-        self._writer.offer(rows)
-        if rows and rows[-1]["epoch"] == self.epochs:
-            # The controller ends soon after; what can't be sent by then, the driver sends.
-            self._writer.wait(timeout=5.0)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Say what happened; give up at once on what a person must mend, or when there is no progress."""

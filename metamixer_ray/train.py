@@ -64,7 +64,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
             keeper.send(splits, networks, Journal(run.folder.filesystem, run.folder.path(METRICS)).rows(), finished)
         return finished
     with stoppable(), Keeper(config, run, tracking, announced, console) as keeper:
-        rows = fit(config, resources, run.folder, tracking, console)
+        rows = fit(config, resources, run.folder, tracking.key, keeper.writer(), console)
         alone_rows = None
         if config.baseline:
             console.note("now the same networks alone: same weights, same batches, no mixing, no exchange")
@@ -77,8 +77,9 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
                 parameters=flatten(single),
                 parent_run_id=keeper.run_id(),
             )
-            alone_rows = fit(single, resources, folder, alone_tracking, console)
-            keeper.keep_alone(alone_tracking, alone_rows)
+            writer = alone_tracking.writer(console.warn)
+            alone_rows = fit(single, resources, folder, alone_tracking.key, writer, console)
+            keeper.keep_alone(writer)
         summary = summarise(
             config,
             rows,

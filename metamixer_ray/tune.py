@@ -19,10 +19,9 @@ from metamixer_ray.data import load_splits
 from metamixer_ray.errors import ConfigError, TrainingFailed, UserError
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.interruption import Stopped, aside, stoppable
-from metamixer_ray.keeping import tracking_store
+from metamixer_ray.keeping import TrackingPlan, tracking_store
 from metamixer_ray.placement import connect
 from metamixer_ray.preparation import build_peers
-from metamixer_ray.reporting import TrackingPlan
 from metamixer_ray.runs import data_facts
 from metamixer_ray.sweeps.config import SweepConfig
 from metamixer_ray.sweeps.engine import EngineOptions, Room, build_scheduler, run_trials, trial_resources

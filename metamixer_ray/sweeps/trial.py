@@ -18,9 +18,8 @@ from metamixer_ray.config import TrainConfig, flatten, from_settings
 from metamixer_ray.errors import TrainingDiverged, UserError
 from metamixer_ray.fitting import fit
 from metamixer_ray.folder import RunFolder
-from metamixer_ray.keeping import tracked_parameters
+from metamixer_ray.keeping import TrackingPlan, tracked_parameters
 from metamixer_ray.placement import connect
-from metamixer_ray.reporting import TrackingPlan
 from metamixer_ray.runs import METRICS, write_run
 from metamixer_ray.sweeps.config import ObjectiveName
 from metamixer_ray.sweeps.ledger import ENDED
@@ -28,6 +27,7 @@ from metamixer_ray.tracking import Journal
 
 WORST_NLL = 100.0
 STOP_SECONDS = 30.0
+REACH_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,11 @@ class PeersTrial(tune.Trainable):
                 folder.remove(ENDED)
                 write_run(folder, config, {**plan.facts, "key": f"{plan.key}-{self._name}"})
                 tracking = plan.tracking(self._name, flatten(config))
-                fit(config, plan.resources, folder, tracking, _Listener(self._tell), self._stop)
+                writer = tracking.writer()
+                try:
+                    fit(config, plan.resources, folder, tracking.key, writer, _Listener(self._tell), self._stop)
+                finally:
+                    writer.wait(REACH_SECONDS)
             self._news.put(UserError(self._failed) if self._failed else None)
         except BaseException as error:
             self._news.put(error)
