@@ -7,46 +7,46 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 import yaml
 
+from metamixer_ray.capacity import WorkerResources
 from metamixer_ray.cli import run_command, take_config_file
 from metamixer_ray.config import TrainConfig, flatten, from_settings, nest, to_yaml
-from metamixer_ray.data import load_splits
+from metamixer_ray.data import Splits, load_splits
 from metamixer_ray.errors import ConfigError, TrainingFailed, UserError
-from metamixer_ray.folder import RunFolder
-from metamixer_ray.interruption import Stopped, aside, stoppable
+from metamixer_ray.interruption import Stopped, stoppable
 from metamixer_ray.keeping import TrackingPlan, tracking_store
 from metamixer_ray.placement import connect
 from metamixer_ray.preparation import build_peers
-from metamixer_ray.runs import data_facts
+from metamixer_ray.runs import CONFIG, data_facts
 from metamixer_ray.sweeps.config import SweepConfig
-from metamixer_ray.sweeps.engine import EngineOptions, Room, build_scheduler, run_trials, trial_resources
-from metamixer_ray.sweeps.findings import Gain, ranked
+from metamixer_ray.sweeps.engine import Room, build_scheduler, trial_resources
+from metamixer_ray.sweeps.findings import ranked
 from metamixer_ray.sweeps.ledger import Ledger, Trial
 from metamixer_ray.sweeps.opening import (
     BEST,
-    CONFIRM,
     REFIT,
     SPACE,
     SUMMARY,
     SWEEP,
     TRIALS,
     Sweep,
+    create_sweep,
     for_trials,
     open_sweep,
     sweep_facts,
 )
 from metamixer_ray.sweeps.portraits import sweep_figures
-from metamixer_ray.sweeps.proposing import Proposer, Tpe
-from metamixer_ray.sweeps.spaces import Settings, Space, describe, draws, grid, load_spaces
+from metamixer_ray.sweeps.proposing import Tpe
+from metamixer_ray.sweeps.spaces import Settings, Space, describe, draws, grid, load_spaces, searchable
+from metamixer_ray.sweeps.stages import Stages, confirm, curves
+from metamixer_ray.sweeps.telling import closing, objective_text, parent_metrics, summarise
 from metamixer_ray.sweeps.trial import SweepPlan
-from metamixer_ray.sweeps.watching import Watcher
 from metamixer_ray.tracking import Console
-from metamixer_ray.tracking.board import Board, settings_text
+from metamixer_ray.tracking.board import Board
 from metamixer_ray.tracking.naming import run_place, ui_command
 from metamixer_ray.tracking.provenance import environment_tags, repeat_command, source_tags
 from metamixer_ray.train import train, with_absolute_paths
@@ -77,56 +77,36 @@ def tune(config: SweepConfig, board: Board | None = None) -> dict[str, Any]:
     training = config.training
     connect(training.placement, verbose=training.run.verbose)
     resources = trial_resources(training)
+    create_sweep(sweep, config)
     board = board or Board(samples, training.epochs, nll=config.objective == "nll")
-    room = Room(resources, training.workers, config.max_concurrent)
-    board.say(sweep.name)
-    for name, text in (
-        ("search", f"{config.search} over {', '.join(config.space)}; {samples} trials of {training.epochs} epochs"),
-        ("trial", f"{', '.join(training.peers)} on {splits.description}; {training.workers} workers, {resources}"),
-        ("at once", f"{room()} now; scheduler {config.scheduler}; objective: {objective_text(config)} (validation)"),
-        ("folder", str(sweep.folder)),
-    ):
-        board.say(f"{name:<9} {text}")
-
     parent = parent_plan(config, sweep)
     writer = parent.writer(board.warn)
-    writer.log_artifact(describe(space).encode(), SPACE)
-    writer.log_artifact(sweep.folder.read(SWEEP) or b"", SWEEP)
-    writer.wait(REACH_SECONDS)
-    plan = SweepPlan(
-        name=sweep.name,
-        key=sweep.key,
-        folder=sweep.folder.inside(TRIALS).uri,
-        training=plain_settings(training),
-        objective=config.objective,
-        resources=resources,
-        facts=data_facts(splits),
-        tracking_uri=parent.uri,
-        artifact_location=parent.artifact_location,
-        parent_run_id=writer.run_id,
-        tags={"data": training.dataset.data, "mlflow.note.content": f"A trial of the sweep {sweep.name}."},
-    )
-    status: Any = "FAILED"
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         with stoppable():
+            room = Room(resources, training.workers, config.max_concurrent)
+            announce(config, sweep, splits, resources, samples, room(), board)
+            writer.log_artifact(describe(space).encode(), SPACE)
+            writer.log_artifact(sweep.folder.read(SWEEP) or b"", SWEEP)
+            writer.wait(REACH_SECONDS)
+            plan = plan_trials(config, sweep, parent, resources, splits, writer.run_id)
+            stages = Stages(config, plan, room, lambda: writer.run_id)
             search = Ledger(sweep.folder.inside(TRIALS))
-            tpe = None
-            if config.search == "tpe":
-                tpe = Tpe(space, seed=config.search_seed, random_first=config.random_first)
-            run_stage(config, plan, search, points, tpe, samples, room, board)
+            stages.run(
+                search, points, build_tpe(config, space), samples, build_scheduler(config, curves(plan, search)), board
+            )
             order = ranked(search.trials(), maximised=config.maximised)
             if not order:
                 raise TrainingFailed(f"no trial came to an end; the reasons are in {sweep.folder}/{TRIALS}")
-            best = order[0]
-            gain = confirm(config, plan, sweep, best, room, board)
+            gain = confirm(stages, sweep, order[0], board)
             summary = summarise(config, search.trials(), order, gain, time.perf_counter() - began)
-            chosen = with_settings(asked.training, best.settings)
+            chosen = with_settings(asked.training, order[0].settings)
             sweep.folder.write(BEST, to_yaml(replace(chosen, run=replace(chosen.run, name=None, resume=False))))
             for name, png in sweep_figures(config, search).items():
                 sweep.folder.write(f"figures/{name}.png", png)
                 writer.log_artifact(png, f"figures/{name}.png")
             if config.refit:
-                summary["refit"] = refit(asked.training, best, sweep, writer.run_id, board)
+                summary["refit"] = refit(asked.training, order[0], sweep, board)
             sweep.folder.write_json(SUMMARY, summary)
         for name in (BEST, SUMMARY):
             writer.log_artifact(sweep.folder.read(name) or b"", name)
@@ -152,6 +132,51 @@ def tune(config: SweepConfig, board: Board | None = None) -> dict[str, Any]:
         if where:
             board.say(f"{name:<9} {where}")
     return summary
+
+
+def announce(
+    config: SweepConfig,
+    sweep: Sweep,
+    splits: Splits,
+    resources: WorkerResources,
+    samples: int,
+    at_once: int,
+    board: Board,
+) -> None:
+    """What the person is told before the first trial."""
+    training = config.training
+    board.say(sweep.name)
+    for name, text in (
+        ("search", f"{config.search} over {', '.join(config.space)}; {samples} trials of {training.epochs} epochs"),
+        ("trial", f"{', '.join(training.peers)} on {splits.description}; {training.workers} workers, {resources}"),
+        ("at once", f"{at_once} now; scheduler {config.scheduler}; objective: {objective_text(config)} (validation)"),
+        ("folder", str(sweep.folder)),
+    ):
+        board.say(f"{name:<9} {text}")
+
+
+def plan_trials(
+    config: SweepConfig,
+    sweep: Sweep,
+    parent: TrackingPlan,
+    resources: WorkerResources,
+    splits: Splits,
+    parent_run_id: str | None,
+) -> SweepPlan:
+    """What all trials have in common."""
+    return SweepPlan(
+        name=sweep.name,
+        key=sweep.key,
+        folder=sweep.folder.inside(TRIALS).uri,
+        training=plain_settings(config.training),
+        objective=config.objective,
+        resources=resources,
+        facts=data_facts(splits),
+        tracking_uri=parent.uri,
+        artifact_location=parent.artifact_location,
+        parent_run_id=parent_run_id,
+        tags={"data": config.training.dataset.data, "mlflow.note.content": f"A trial of the sweep {sweep.name}."},
+    )
 
 
 def fixed_points(config: SweepConfig, space: Space) -> tuple[list[tuple[Settings, str]], int]:
@@ -194,7 +219,8 @@ def read_point(path: str) -> Settings:
     for name, value in nest(settings, source=f"--first {path}").items():
         flat |= value if isinstance(value, Mapping) else {name: value}
     from_settings(flat, source=f"--first {path}")
-    return flat
+    # Of a whole configuration, what trials have in common is the sweep's.
+    return {name: value for name, value in flat.items() if searchable(name)}
 
 
 def plain_settings(training: TrainConfig) -> dict[str, Any]:
@@ -229,157 +255,28 @@ def parent_plan(config: SweepConfig, sweep: Sweep) -> TrackingPlan:
     )
 
 
-def run_stage(
-    config: SweepConfig,
-    plan: SweepPlan,
-    ledger: Ledger,
-    points: Sequence[tuple[Settings, str]],
-    tpe: Tpe | None,
-    samples: int,
-    room: Room,
-    board: Board,
-) -> None:
-    """Run the trials of a ledger that aren't over, and those that are to come."""
-    for trial in ledger.trials():
-        if trial.over:
-            board.known(trial)
-    searching = plan.name == ledger.folder.root.rpartition("/")[0].rpartition("/")[2]
-    scheduler = build_scheduler(config if searching else replace(config, scheduler="none"))
-    options = EngineOptions(failures=config.trial_failures, scheduler=scheduler, verbose=config.training.run.verbose)
-    with Watcher(plan, ledger, config.training.epochs, board) as watcher:
-        if not all(trial.over for trial in ledger.trials()) or len(ledger.trials()) < samples:
-            proposer = Proposer(ledger, points, tpe, samples, room, plan.config)
-            aside(lambda: run_trials(plan, proposer, samples, options, watcher))
-
-
-def confirm(config: SweepConfig, plan: SweepPlan, sweep: Sweep, best: Trial, room: Room, board: Board) -> Gain | None:
-    """Train the defaults and the best settings with further seeds; None where there are none, or one failed."""
-    if config.confirm_seeds == 0 or not best.settings:
+def build_tpe(config: SweepConfig, space: Space) -> Tpe | None:
+    """HyperOpt's proposals, where the options ask for them."""
+    if config.search != "tpe":
         return None
-    first = config.training.seed + 1
-    points = [
-        ({**settings, "seed": seed}, origin)
-        for seed in range(first, first + config.confirm_seeds)
-        for settings, origin in (({}, "defaults"), (best.settings, "best"))
-    ]
-    board.say(f"now the best settings and the defaults with {config.confirm_seeds} further seeds")
-    ledger = Ledger(sweep.folder.inside(CONFIRM))
-    plan = replace(plan, name=f"{plan.name}-{CONFIRM}", key=f"{plan.key}-{CONFIRM}", folder=ledger.folder.uri)
-    again = Board(len(points), config.training.epochs, nll=config.objective == "nll")
-    try:
-        run_stage(config, plan, ledger, points, None, len(points), room, again)
-    finally:
-        again.close()
-    values = {
-        origin: tuple(t.objective for t in ledger.trials() if t.origin == origin and t.objective is not None)
-        for origin in ("defaults", "best")
-    }
-    if not values["best"] or len(values["best"]) != len(values["defaults"]):
-        return None
-    return Gain(values["defaults"], values["best"])
+    return Tpe(space, seed=config.search_seed, random_first=config.random_first)
 
 
-def refit(
-    training: TrainConfig, best: Trial, sweep: Sweep, parent: str | None, board: Board
-) -> dict[str, dict[str, Any]]:
+def refit(training: TrainConfig, best: Trial, sweep: Sweep, board: Board) -> dict[str, dict[str, Any]]:
     """Train the defaults and the best settings on the whole training set, and test them: their summaries."""
     summaries: dict[str, dict[str, Any]] = {}
-    for name, settings in (("defaults", {}), ("best", best.settings)):
-        board.say(f"now the {name} on the whole training set")
-        place = sweep.folder.inside(REFIT)
+    place = sweep.folder.inside(REFIT)
+    conditions = {"defaults": (f"{sweep.name}-defaults", {}), "best": (f"{sweep.name}-best-{best.name}", best.settings)}
+    for condition, (name, settings) in conditions.items():
+        if condition == "best" and not settings:
+            summaries[condition] = summaries["defaults"]
+            continue
+        board.say(f"now the {condition} on the whole training set")
         config = with_settings(training, {**settings, "validation_fraction": 0.0, "test": True})
-        whole = replace(
-            config,
-            run=replace(config.run, name=f"{sweep.name}-{name}", storage=place.uri, resume=_begun(place, sweep, name)),
-        )
-        summaries[name] = train(whole, Console(config.run.verbose))
+        begun = place.inside(name).exists(CONFIG)
+        whole = replace(config, run=replace(config.run, name=name, storage=place.uri, resume=begun))
+        summaries[condition] = train(whole, Console(config.run.verbose))
     return summaries
-
-
-def _begun(place: RunFolder, sweep: Sweep, name: str) -> bool:
-    return place.inside(f"{sweep.name}-{name}").exists("config.yaml")
-
-
-def summarise(
-    config: SweepConfig, trials: Sequence[Trial], order: Sequence[Trial], gain: Gain | None, wall_seconds: float
-) -> dict[str, Any]:
-    """The content of a sweep's ``summary.json``."""
-
-    def told(trial: Trial) -> dict[str, Any]:
-        return {name: getattr(trial, name) for name in ("number", "objective", "epochs", "status", "settings")}
-
-    default = next((trial for trial in trials if trial.origin == "defaults"), None)
-    return {
-        "objective": config.objective,
-        "split": "validation",
-        "best": told(order[0]),
-        "defaults": told(default) if default else None,
-        "top": [told(trial) for trial in order[:5]],
-        "gain": None
-        if gain is None
-        else {
-            "seeds": len(gain.best),
-            "mean": gain.mean,
-            "deviation": gain.deviation,
-            "defaults": list(gain.defaults),
-            "best": list(gain.best),
-        },
-        "trials": {
-            status: sum(1 for t in trials if t.status == status) for status in ("finished", "stopped", "failed")
-        },
-        "training_seconds": sum(trial.seconds for trial in trials),
-        "wall_seconds": wall_seconds,
-    }
-
-
-def closing(config: SweepConfig, summary: Mapping[str, Any]) -> list[str]:
-    """What is told at the end."""
-    text = (lambda v: f"{v:.4f}") if config.objective == "nll" else (lambda v: f"{100 * v:.2f} %")
-    best, default, gain = summary["best"], summary["defaults"], summary["gain"]
-    lines = [f"best: {text(best['objective'])}, trial {best['number']}: {settings_text(best['settings'], 400)}"]
-    if default and default["objective"] is not None:
-        epochs = f" after {default['epochs']} epochs" if default["status"] == "stopped" else ""
-        lines.append(f"defaults: {text(default['objective'])}{epochs}")
-    if gain:
-        unit, factor = ("", 1.0) if config.objective == "nll" else (" points", 100.0)
-        spread = "" if gain["deviation"] is None else f" ± {factor * gain['deviation']:.2f}"
-        lines.append(
-            f"gain over the defaults: {factor * gain['mean']:+.2f}{spread}{unit}, {gain['seeds']} further seeds each, "
-            f"validation ({text(fmean(gain['defaults']))} -> {text(fmean(gain['best']))})"
-        )
-    for name, found in (summary.get("refit") or {}).items():
-        top1 = fmean(peer["top1"] for peer in found["peers"])
-        lines.append(f"test, {name} on the whole training set: {100 * top1:.2f} % (mean of the peers)")
-    counts = summary["trials"]
-    lines.append(
-        f"{counts['finished']} trials trained to the end, {counts['stopped']} stopped early, {counts['failed']} failed"
-    )
-    return lines
-
-
-def parent_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The sweep's own metrics in MLflow."""
-    metrics = {"best/objective": summary["best"]["objective"]}
-    if summary["defaults"] and summary["defaults"]["objective"] is not None:
-        metrics["defaults/objective"] = summary["defaults"]["objective"]
-    if summary["gain"]:
-        metrics["gain"] = summary["gain"]["mean"]
-    for status, number in summary["trials"].items():
-        metrics[f"trials/{status}"] = float(number)
-    for name, found in (summary.get("refit") or {}).items():
-        metrics[f"refit/{name}/top1"] = fmean(peer["top1"] for peer in found["peers"])
-    return metrics
-
-
-def objective_text(config: SweepConfig) -> str:
-    """The objective in words."""
-    return {
-        "mean": "mean top-1 of the peers",
-        "ensemble": "the ensemble's top-1",
-        "best": "the best peer's top-1",
-        "worst": "the worst peer's top-1",
-        "nll": "mean negative log-likelihood of the peers",
-    }[config.objective]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,8 +8,9 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -35,6 +36,8 @@ ASK_SECONDS = 2.0
 class EngineOptions:
     """How trials are run."""
 
+    halted: Callable[[], bool]
+    """Whether all trials are to be stopped."""
     failures: int
     """How often a trial is taken up again when more than its workers died."""
     scheduler: TrialScheduler
@@ -57,8 +60,6 @@ def run_trials(plan: SweepPlan, proposer: Proposer, samples: int, options: Engin
         tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                metric="score",
-                mode="max",
                 num_samples=samples,
                 search_alg=proposer,
                 scheduler=options.scheduler,
@@ -67,6 +68,7 @@ def run_trials(plan: SweepPlan, proposer: Proposer, samples: int, options: Engin
                 name="sweep",
                 storage_path=scratch,
                 callbacks=[_Forward(watcher)],
+                stop=_Halt(options.halted),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=options.failures),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -74,17 +76,35 @@ def run_trials(plan: SweepPlan, proposer: Proposer, samples: int, options: Engin
         ).fit()
 
 
-def build_scheduler(config: SweepConfig) -> TrialScheduler:
-    """The scheduler that the options name, over epochs."""
+def build_scheduler(config: SweepConfig, curves: Mapping[str, Mapping[int, float]]) -> TrialScheduler:
+    """The scheduler that the options name, over epochs.
+
+    Args:
+        curves: scores after each epoch of the trials of an earlier attempt, by their names; asha compares with them.
+    """
     if config.scheduler == "asha":
-        return AsyncHyperBandScheduler(
+        asha = AsyncHyperBandScheduler(
+            metric="score",
+            mode="max",
             time_attr="epoch",
             max_t=config.training.epochs,
             grace_period=config.grace,
             reduction_factor=config.reduction_factor,
         )
+        for name, curve in curves.items():
+            for epoch, score in sorted(curve.items()):
+                # Whether it would go on is no question any more: what counts is that the rungs know of it.
+                asha._brackets[0].on_result(SimpleNamespace(trial_id=name), epoch, score)
+        return asha
     if config.scheduler == "median":
-        return MedianStoppingRule(time_attr="epoch", grace_period=config.grace)
+        return MedianStoppingRule(
+            metric="score",
+            mode="max",
+            time_attr="epoch",
+            grace_period=config.grace,
+            # It would otherwise pause trials until there are enough to compare, and ours can't be paused.
+            min_time_slice=float("inf"),
+        )
     return FIFOScheduler()
 
 
@@ -128,6 +148,22 @@ class Room:
             held = room(cluster_nodes(), self._resources.cpus, self._resources.gpus) // self._workers
             self._held = max(1, min(held, self._most or held))
         return self._held
+
+
+class _Halt(tune.Stopper):
+    """Ends all trials once it is told to."""
+
+    def __init__(self, halted: Callable[[], bool]) -> None:
+        self._halted = halted
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # see _Forward
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._halted()
 
 
 class _Forward(tune.Callback):

@@ -20,11 +20,13 @@ class Gain:
 
     defaults: tuple[float, ...]
     best: tuple[float, ...]
+    maximised: bool = True
 
     @property
     def mean(self) -> float:
-        """Mean difference over the seeds; positive where the best settings' value is larger."""
-        return fmean(b - d for b, d in zip(self.best, self.defaults, strict=True))
+        """Mean difference over the seeds; positive where the best settings are better."""
+        sign = 1.0 if self.maximised else -1.0
+        return sign * fmean(b - d for b, d in zip(self.best, self.defaults, strict=True))
 
     @property
     def deviation(self) -> float | None:

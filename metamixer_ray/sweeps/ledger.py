@@ -38,6 +38,8 @@ class Trial:
     """Why it failed."""
     epochs: int = 0
     """Epochs trained."""
+    score: float | None = None
+    """The objective turned so that more is better."""
     objective: float | None = None
     """At its last epoch, on the validation split."""
     seconds: float = 0.0
@@ -83,6 +85,10 @@ class Ledger:
     def trials(self) -> list[Trial]:
         """All trials, in order."""
         return [self._trials[number] for number in sorted(self._trials)]
+
+    def trial(self, number: int) -> Trial:
+        """The trial of that number."""
+        return self._trials[number]
 
     def place(self, number: int) -> RunFolder:
         """The run folder of a trial."""

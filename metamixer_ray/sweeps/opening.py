@@ -50,7 +50,7 @@ def for_trials(config: SweepConfig) -> SweepConfig:
 
 
 def open_sweep(config: SweepConfig) -> Sweep:
-    """A new sweep's folder, or with ``--resume`` one that is there.
+    """A new sweep's folder, or with ``--resume`` one that is there; nothing is written, see :func:`create_sweep`.
 
     Raises:
         ConfigError: a name that is taken, nothing to resume, or options that differ from the sweep's.
@@ -63,14 +63,11 @@ def open_sweep(config: SweepConfig) -> Sweep:
             raise ConfigError(
                 f"--name {folder.name!r} is taken in {storage}: add --resume to continue it, or choose another name"
             )
-        sweep = Sweep(folder, uuid.uuid4().hex)
-        folder.create()
-        folder.write(SWEEP, yaml.safe_dump({"key": sweep.key, **facts}, sort_keys=False))
-        return sweep
+        return Sweep(folder, uuid.uuid4().hex)
     names = [run.name] if run.name is not None else reversed(storage.children())
     for name in names:
         folder = storage.inside(name)
-        theirs = yaml.safe_load(folder.read(SWEEP) or b"") or {}
+        theirs = _facts_of(folder)
         different = [key for key, value in facts.items() if key not in _FREE and theirs.get(key) != value]
         if theirs and not different and (run.name is not None or not folder.exists(SUMMARY)):
             return Sweep(folder, theirs["key"])
@@ -82,6 +79,21 @@ def open_sweep(config: SweepConfig) -> Sweep:
             )
     what = f"no sweep {run.name!r}" if run.name is not None else "no unfinished sweep with these options"
     raise ConfigError(f"--resume: there is {what} in {storage}; leave --resume out to start anew")
+
+
+def create_sweep(sweep: Sweep, config: SweepConfig) -> None:
+    """Make a new sweep's folder; one that is there stays as it is."""
+    if not sweep.folder.exists(SWEEP):
+        sweep.folder.create()
+        sweep.folder.write(SWEEP, yaml.safe_dump({"key": sweep.key, **sweep_facts(config)}, sort_keys=False))
+
+
+def _facts_of(folder: RunFolder) -> dict[str, Any]:
+    try:
+        facts = yaml.safe_load(folder.read(SWEEP) or b"")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{folder}/{SWEEP} is not YAML ({error}); choose another --name") from None
+    return facts if isinstance(facts, dict) else {}
 
 
 def default_name(config: SweepConfig) -> str:

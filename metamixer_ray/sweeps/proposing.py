@@ -72,13 +72,13 @@ class Proposer(Searcher):
     """Ray Tune's searcher of a sweep; gives what :class:`~metamixer_ray.sweeps.trial.PeersTrial` takes.
 
     Args:
-        ledger: where trials are recorded. Those it holds already come first: running ones go on, and of those that are
-            over the metrics are told again, so that the scheduler knows them too.
+        ledger: where trials are recorded. Those that it holds already as running go on first.
         points: settings to try first, each with its origin.
         tpe: proposes what comes after them; None when nothing does.
         samples: trials in all.
         at_once: how many trials the cluster can hold now; asked again and again, since it may grow and shrink.
         check: raises ``UserError`` for settings that can't work together; tpe then proposes others.
+        halted: whether nothing more is to be begun.
     """
 
     def __init__(
@@ -89,14 +89,17 @@ class Proposer(Searcher):
         samples: int,
         at_once: Callable[[], int],
         check: Callable[[Settings], object],
+        halted: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(metric="score", mode="max")
         self._ledger, self._tpe, self._samples = ledger, tpe, samples
-        self._at_once, self._check = at_once, check
-        self._again = ledger.trials()
-        known = [trial.origin for trial in self._again if trial.origin != "tpe"]
-        self._points = list(points)[len(known) :]
+        self._at_once, self._check, self._halted = at_once, check, halted
+        self._again = [trial for trial in ledger.trials() if not trial.over]
+        known = [trial.settings for trial in ledger.trials() if trial.origin != "tpe"]
+        self._points = [point for point in points if point[0] not in known]
         self._running: dict[str, Trial] = {}
+        for trial in ledger.trials() if tpe is not None else ():
+            self._remember(trial)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Nothing to set: all was given."""
@@ -105,21 +108,28 @@ class Proposer(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """See :class:`ray.tune.search.Searcher`."""
         number = len(self._ledger.trials())
+        if self._halted():
+            return Searcher.FINISHED
         if not self._again and (number >= self._samples or not (self._points or self._tpe)):
             return Searcher.FINISHED
         if len(self._running) >= self._at_once():
             return None
         if self._again:
             trial = self._again.pop(0)
-            if self._tpe is not None:
-                for labels in trial.refused:
-                    self._tpe.tell(labels, None)
         elif self._points:
             trial = self._ledger.add(*self._points.pop(0))
         else:
             trial = self._propose(number)
         self._running[trial_id] = trial
-        return {"number": trial.number, "settings": trial.settings, "over": trial.over, "failed": trial.reason}
+        return {"number": trial.number, "settings": trial.settings}
+
+    def _remember(self, trial: Trial) -> None:
+        """Tell what an earlier attempt of the sweep saw of a trial."""
+        assert self._tpe is not None
+        for labels in trial.refused:
+            self._tpe.tell(labels, None)
+        if trial.over and trial.labels:
+            self._tpe.tell(trial.labels, None if trial.status == "failed" else trial.score)
 
     def _propose(self, number: int) -> Trial:
         assert self._tpe is not None

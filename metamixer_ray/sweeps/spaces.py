@@ -35,8 +35,9 @@ from metamixer_ray.errors import ConfigError
 Space = Mapping[str, Any]
 Settings = dict[str, Any]
 
-# What a trial may not change: who it is, and where and how it runs.
-_FIXED = frozenset({"name", "storage", "resume", "tracking_uri", "experiment", "address", "epochs", "seed", "data"})
+# All else is the same for all trials: the data and its splits, the seed, the epochs, and where and how they run.
+_SEARCHED_SECTIONS = ("mixing", "distillation", "optimisation", "networks")
+_SEARCHED_FIELDS = ("peers", "batch_size", "augment", "sampler")
 
 
 def load_spaces(names: Sequence[str]) -> Space:
@@ -64,10 +65,16 @@ def load_spaces(names: Sequence[str]) -> Space:
 
 
 def _space_of(name: str) -> Space:
-    module = _load(name)
-    if not callable(getattr(module, "space", None)):
-        raise ConfigError(f"--space {name}: there is no function space() in it")
-    space = module.space()
+    try:
+        module = _load(name)
+        if not callable(getattr(module, "space", None)):
+            raise ConfigError(f"--space {name}: there is no function space() in it")
+        space = module.space()
+    except ConfigError:
+        raise
+    except Exception as error:
+        # It is a person's own code, and may fail in any way.
+        raise ConfigError(f"--space {name}: {type(error).__name__}: {error}") from error
     if not isinstance(space, Mapping) or not space:
         raise ConfigError(f"--space {name}: space() must return a mapping of settings, not {space!r}")
     return space
@@ -109,7 +116,7 @@ def check_space(space: Space, *, source: str) -> None:
         ConfigError: the name, and the nearest valid one; or the value that doesn't fit.
     """
     for name in sorted(field_names(space)):
-        if name in _FIXED:
+        if name in sections() and not searchable(name):
             raise ConfigError(f"{source}: {name!r} can't be searched: it is the same for all trials")
         if name not in sections():
             near = difflib.get_close_matches(name, sections(), n=1)
@@ -117,6 +124,11 @@ def check_space(space: Space, *, source: str) -> None:
             raise ConfigError(f"{source}: unknown setting {name!r}{hint}")
     for drawn in draws(space, 20, seed=0):
         from_settings(drawn, source=source)
+
+
+def searchable(name: str) -> bool:
+    """Whether trials may differ in a setting."""
+    return name in _SEARCHED_FIELDS or sections().get(name) in _SEARCHED_SECTIONS
 
 
 def field_names(space: Space) -> set[str]:

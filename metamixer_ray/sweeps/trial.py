@@ -13,13 +13,13 @@ from typing import Any
 
 from ray import tune
 
-from metamixer_ray.capacity import WorkerResources
+from metamixer_ray.capacity import WorkerResources, room
 from metamixer_ray.config import TrainConfig, flatten, from_settings
-from metamixer_ray.errors import TrainingDiverged, UserError
+from metamixer_ray.errors import ConfigError, TrainingDiverged, UserError
 from metamixer_ray.fitting import fit
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.keeping import TrackingPlan, tracked_parameters
-from metamixer_ray.placement import connect
+from metamixer_ray.placement import cluster_nodes, connect
 from metamixer_ray.runs import METRICS, write_run
 from metamixer_ray.sweeps.config import ObjectiveName
 from metamixer_ray.sweeps.ledger import ENDED
@@ -59,6 +59,16 @@ class SweepPlan:
         config.check()
         return config
 
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Refuse what can't work together, or needs more than the connected cluster can ever hold.
+
+        Raises:
+            UserError: names the option.
+        """
+        workers, resources = self.config(settings).workers, self.resources
+        if room(cluster_nodes(), resources.cpus, resources.gpus) < workers:
+            raise ConfigError(f"--peers: {workers} workers with {resources} are more than the cluster can hold")
+
     def tracking(self, name: str, settings: Mapping[str, Any]) -> TrackingPlan:
         """How a trial is written to MLflow."""
         flat = {**self.training, **settings}
@@ -96,11 +106,9 @@ class PeersTrial(tune.Trainable):
     """Ray Tune's view of a trial: each of its steps is an epoch of the training that goes on meanwhile."""
 
     def setup(self, config: dict[str, Any], plan: SweepPlan | None = None) -> None:
-        """See :class:`ray.tune.Trainable`; ``config`` has the ``number``, the ``settings``, and of an earlier attempt
-        whether it is ``over`` and why it ``failed``."""
+        """See :class:`ray.tune.Trainable`; ``config`` has the ``number`` and the ``settings``."""
         assert plan is not None
         self._plan, self._settings = plan, config["settings"]
-        self._over, self._failed = config["over"], config["failed"]
         self._name = f"{config['number']:04d}"
         self._folder = RunFolder(plan.folder).inside(self._name)
         self._news: queue.Queue[Mapping[str, Any] | BaseException | None] = queue.Queue()
@@ -149,22 +157,25 @@ class PeersTrial(tune.Trainable):
         try:
             config = plan.config(self._settings)
             connect(config.placement, verbose=config.run.verbose)
-            for row in Journal(folder.filesystem, folder.path(METRICS)).rows():
-                self._tell(row)
-            if not self._over:
-                folder.remove(ENDED)
-                write_run(folder, config, {**plan.facts, "key": f"{plan.key}-{self._name}"})
-                tracking = plan.tracking(self._name, flatten(config))
-                writer = tracking.writer()
-                try:
-                    fit(config, plan.resources, folder, tracking.key, writer, _Listener(self._tell), self._stop)
-                finally:
-                    writer.wait(REACH_SECONDS)
-            self._news.put(UserError(self._failed) if self._failed else None)
+            self._plan.check(self._settings)
+            rows = Journal(folder.filesystem, folder.path(METRICS)).rows()
+            if rows:
+                # Those before the last were told before the trial was interrupted.
+                self._tell(rows[-1])
+            folder.remove(ENDED)
+            write_run(folder, config, {**plan.facts, "key": f"{plan.key}-{self._name}"})
+            tracking = plan.tracking(self._name, flatten(config))
+            writer = tracking.writer()
+            try:
+                fit(config, plan.resources, folder, tracking.key, writer, _Listener(self._tell), self._stop)
+            finally:
+                writer.wait(REACH_SECONDS)
+            self._news.put(None)
         except BaseException as error:
             self._news.put(error)
 
     def _tell(self, row: Mapping[str, Any]) -> None:
+        assert row["split"] == "validation"
         if objective_of(row, self._plan.objective) is not None:
             self._news.put(row)
 

@@ -1,7 +1,7 @@
 """What a sweep's driver does as trials go: keep their records, close their MLflow runs, tell the person."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -10,6 +10,7 @@ from metamixer_ray.config import flatten
 from metamixer_ray.errors import UserError
 from metamixer_ray.reporting import cause_of, first_line
 from metamixer_ray.runs import METRICS, TRACKED
+from metamixer_ray.starting import give_back
 from metamixer_ray.sweeps.ledger import ENDED, Ledger, Trial
 from metamixer_ray.sweeps.trial import STOP_SECONDS, SweepPlan
 from metamixer_ray.tracking import Journal
@@ -47,12 +48,21 @@ class Watcher:
         ledger: the record, see there.
         epochs: of a trial that isn't stopped early.
         board: shows how they go.
+        parent: the id of the MLflow run that they are children of, once it is known.
+        halted: whether the sweep is being stopped, so that trials that end now are to go on another time.
     """
 
-    def __init__(self, plan: SweepPlan, ledger: Ledger, epochs: int, board: Board) -> None:
+    def __init__(
+        self,
+        plan: SweepPlan,
+        ledger: Ledger,
+        epochs: int,
+        board: Board,
+        parent: Callable[[], str | None],
+        halted: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._plan, self._ledger, self._epochs, self._board = plan, ledger, epochs, board
-        # What is over already is told again by its trial, and was recorded and shown long ago.
-        self._told = {trial.number for trial in ledger.trials() if trial.over}
+        self._parent, self._halted = parent, halted
         self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="mlflow-close")
         for trial in ledger.trials():
             # What was over when the driver was killed, but not yet told to MLflow.
@@ -72,18 +82,17 @@ class Watcher:
 
     def started(self, number: int) -> None:
         """A trial began, or was taken up again."""
-        if number not in self._told:
-            self._board.running(self._trial(number))
+        self._board.running(self._ledger.trial(number))
 
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
         """An epoch of a trial."""
-        if number not in self._told and not result.get("failed"):
+        if not result.get("failed"):
             self._board.running(self._record(number, result))
 
     def ended(self, number: int, result: Mapping[str, Any]) -> None:
         """A trial ran to its end, was stopped by the scheduler, or failed for good."""
-        if number in self._told:
-            return
+        if self._halted():
+            return  # it was not the scheduler that ended it
         if failed := result.get("failed"):
             self._over(self._ledger.update(number, status="failed", reason=failed, epochs=result.get("epoch", 0)))
             return
@@ -93,19 +102,20 @@ class Watcher:
 
     def broke(self, number: int, error: BaseException | None) -> None:
         """A trial failed as often as it may."""
-        if number not in self._told:
+        if not self._halted():
             reason = "its process died" if error is None else first_line(cause_of(error))
             self._over(self._ledger.update(number, status="failed", reason=reason))
 
-    def _trial(self, number: int) -> Trial:
-        return self._ledger.trials()[number]
-
     def _record(self, number: int, result: Mapping[str, Any]) -> Trial:
-        known = {"epochs": result["epoch"], "objective": result["objective"], "seconds": result["seconds"]}
+        known = {
+            "epochs": result["epoch"],
+            "objective": result["objective"],
+            "score": result["score"],
+            "seconds": result["seconds"],
+        }
         return self._ledger.update(number, **known)
 
     def _over(self, trial: Trial) -> None:
-        self._told.add(trial.number)
         self._board.over(trial)
         self._close_later(trial)
 
@@ -123,15 +133,16 @@ class Watcher:
         while not folder.exists(ENDED) and time.monotonic() < deadline:
             # Its own controller may still be writing to the run. One whose process died never says that it ended.
             time.sleep(_LOOK_SECONDS)
+        give_back(folder)
         try:
             settings = flatten(self._plan.config(trial.settings))
         except UserError:
             settings = {**self._plan.training, **trial.settings}
         writer = self._plan.tracking(trial.name, settings).writer(self._board.warn)
         writer.offer(Journal(folder.filesystem, folder.path(METRICS)).rows())
-        if self._plan.parent_run_id is not None:
+        if (parent := self._parent()) is not None:
             # Also when the store could not be reached when the trial began.
-            writer.set_tags({"mlflow.parentRunId": self._plan.parent_run_id})
+            writer.set_tags({"mlflow.parentRunId": parent})
         writer.set_tags({"sweep.status": trial.status if trial.over else "killed", "sweep.origin": trial.origin})
         if trial.reason:
             writer.set_tags({"sweep.reason": trial.reason})

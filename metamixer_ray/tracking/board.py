@@ -91,6 +91,11 @@ class Board:
         self.say(f"{of:>9}  {trial.status:8} {epochs:>7} {self.value(trial.objective):>8} {best:>8}  {text}")
         self._refresh()
 
+    def next(self, samples: int) -> "Board":
+        """A board for further trials, in place of this one."""
+        self.close()
+        return Board(samples, self._epochs, nll=self._nll, stream=self._stream)
+
     def warn(self, text: str) -> None:
         """A line that asks for attention."""
         self.say(f"warning: {text}")

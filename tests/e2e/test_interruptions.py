@@ -85,27 +85,6 @@ def _tracked_epochs(storage: Path) -> list[int]:
     return [metric.step for metric in client.get_metric_history(run.info.run_id, "ensemble/top1")]
 
 
-def test_a_killed_worker_changes_nothing(uninterrupted: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "runs" / "wounded"
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        # Ray's processes stem from this one, which started the session's cluster.
-        if _wait_for(lambda: _recorded(folder) >= 2):
-            victim = _workers(os.getpid())[-1]
-            killed.append(victim.pid)
-            victim.send_signal(signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    # Also checkpoints inside of epochs, which must not change a bit either.
-    train(tiny.config(tmp_path, name="wounded", epochs=EPOCHS, checkpoint_seconds=0.05))
-    killer.join()
-    assert killed
-    _assert_equal_runs(uninterrupted, folder)
-    assert _tracked_epochs(tmp_path) == list(range(1, EPOCHS + 1))
-
-
 def test_a_worker_killed_while_the_group_starts_changes_nothing(uninterrupted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "stillborn"
     told = io.StringIO()
@@ -147,28 +126,38 @@ def test_a_start_that_always_fails_is_given_up(ray_cluster: str, tmp_path: Path)
     assert _wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], seconds=20)
 
 
-def test_workers_killed_at_random_moments_change_nothing(uninterrupted: Path, tmp_path: Path) -> None:
+def test_killed_workers_change_nothing(uninterrupted: Path, tmp_path: Path) -> None:
     folder, dice = tmp_path / "runs" / "hunted", random.Random(0)
     killed: list[int] = []
 
+    def kill_one() -> None:
+        # Ray's processes stem from this one, which started the session's cluster.
+        if victims := _workers(os.getpid()):
+            victim = dice.choice(victims)
+            victim.send_signal(signal.SIGKILL)
+            killed.append(victim.pid)
+
     def kill_some() -> None:
-        # While a group starts, while it trains, while the next one starts: a kill knows no good moment.
-        for seconds in (dice.uniform(0.0, 8.0) for _ in range(2)):
-            if not _wait_for(lambda: bool(_workers(os.getpid())), seconds=60):
-                return
-            time.sleep(seconds)
-            if victims := _workers(os.getpid()):
-                victim = dice.choice(victims)
-                victim.send_signal(signal.SIGKILL)
-                killed.append(victim.pid)
+        if not _wait_for(lambda: _recorded(folder) >= 2):
+            return
+        kill_one()
+        # The next at a moment like any other: while the group is started again, or while it trains.
+        if _wait_for(lambda: bool(_workers(os.getpid())) and killed[0] not in map(_pid, _workers(os.getpid())), 60):
+            time.sleep(dice.uniform(0.0, 8.0))
+            kill_one()
 
     killer = threading.Thread(target=kill_some)
     killer.start()
-    train(tiny.config(tmp_path, name="hunted", epochs=EPOCHS, checkpoint_seconds=0.1))
+    # Also checkpoints inside of epochs, which must not change a bit either.
+    train(tiny.config(tmp_path, name="hunted", epochs=EPOCHS, checkpoint_seconds=0.05))
     killer.join()
     assert killed
     _assert_equal_runs(uninterrupted, folder)
     assert _tracked_epochs(tmp_path) == list(range(1, EPOCHS + 1))
+
+
+def _pid(process: psutil.Process) -> int:
+    return process.pid
 
 
 def test_a_killed_driver_is_resumed_by_the_same_command(ray_cluster: str, uninterrupted: Path, tmp_path: Path) -> None:

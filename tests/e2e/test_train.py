@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from metamixer_ray import train
+from metamixer_ray import keeping, train
 from metamixer_ray.config import read_yaml
 from metamixer_ray.data import load_splits
 from metamixer_ray.errors import ConfigError, DataError
@@ -249,7 +249,10 @@ def test_labels_that_no_node_has_are_refused(ray_cluster: str, tmp_path: Path) -
         train(tiny.config(tmp_path, peer_labels=["kind=c", "-"]))
 
 
-def test_what_mlflow_missed_is_sent_when_it_is_back(ray_cluster: str, tmp_path: Path) -> None:
+def test_what_mlflow_missed_is_sent_when_it_is_back(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "FAILED_SECONDS", 1.0)  # how long a store that is away is waited for
     away = f"sqlite:///{tmp_path}/a-file/mlflow.db"
     (tmp_path / "a-file").write_text("in the way")
     config = tiny.config(tmp_path, name="late", epochs=2, tracking_uri=away)

@@ -49,6 +49,7 @@ def test_the_gain_is_that_of_pairs() -> None:
     assert gain.mean == pytest.approx((0.1 + 0.05 + 0.2) / 3)
     assert gain.deviation == pytest.approx(np.std([0.1, 0.05, 0.2], ddof=1))
     assert Gain((0.5,), (0.6,)).deviation is None
+    assert Gain((1.5,), (1.25,), maximised=False).mean == pytest.approx(0.25)
 
 
 def test_importance_finds_what_mattered() -> None:

@@ -41,7 +41,7 @@ def proposer(folder: Path, at_once: int = 1) -> Proposer:
     )
 
 
-def play(search: Proposer, folder: Path, until: int | None = None) -> list[dict[str, Any]]:
+def play(search: Proposer, until: int | None = None) -> list[dict[str, Any]]:
     """Run trials one after the other, as Tune would; of the last only the proposal when it is cut short."""
     seen: list[dict[str, Any]] = []
     while (config := search.suggest(f"id{len(seen)}")) != Searcher.FINISHED:
@@ -50,31 +50,30 @@ def play(search: Proposer, folder: Path, until: int | None = None) -> list[dict[
         if until is not None and config["number"] + 1 >= until:
             return seen
         score = value(config["settings"])
-        if not config["over"]:
-            search._ledger.update(config["number"], status="finished", objective=score, epochs=3)
+        search._ledger.update(config["number"], status="finished", objective=score, score=score, epochs=3)
         search.on_trial_complete(f"id{len(seen) - 1}", {"score": score})
     return seen
 
 
 def test_a_killed_search_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    whole = play(proposer(tmp_path / "whole"), tmp_path)
+    whole = play(proposer(tmp_path / "whole"))
     assert len(whole) == SAMPLES
     assert whole[:2] == [{}, {"local_alpha": 0.5}]
-    assert play(proposer(tmp_path / "killed"), tmp_path, until=9) == whole[:9]
+    assert play(proposer(tmp_path / "killed"), until=9) == whole[:9]
     # The ninth was running when the driver died: it is proposed again, and everything after it is the same.
     again = proposer(tmp_path / "killed")
-    assert play(again, tmp_path) == whole
+    assert play(again) == whole[8:]
     statuses = [trial.status for trial in Ledger(RunFolder(str(tmp_path / "killed"))).trials()]
     assert statuses == ["finished"] * SAMPLES
 
 
 def test_what_was_seen_decides(tmp_path: Path) -> None:
-    later = [value(settings) for settings in play(proposer(tmp_path), tmp_path)[-5:]]
+    later = [value(settings) for settings in play(proposer(tmp_path))[-5:]]
     assert sum(later) / 5 > 0.3  # a random point is worth about 0 on average
 
 
 def test_settings_that_cannot_work_are_not_proposed(tmp_path: Path) -> None:
-    seen = play(proposer(tmp_path), tmp_path)
+    seen = play(proposer(tmp_path))
     assert [settings for settings in seen if settings.get("off_epochs", 0) > 0] == []
 
 
@@ -85,6 +84,28 @@ def test_no_more_at_once_than_there_is_room_for(tmp_path: Path) -> None:
     assert search.suggest("c") is None
     search.on_trial_complete("a", {"score": 0.5})
     assert isinstance(search.suggest("c"), dict)
+
+
+def test_points_are_tried_once_whatever_else_is_asked_for_later(tmp_path: Path) -> None:
+    ledger = Ledger(RunFolder(str(tmp_path)))
+    for settings in ({}, {"local_alpha": 0.5}, {"local_alpha": 0.7}):
+        ledger.add(settings, "grid")
+    ledger.update(1, status="finished", objective=0.5, score=0.5)
+    ledger.update(2, status="failed", reason="too much")
+    points = [
+        ({}, "defaults"),
+        ({"local_alpha": 2.0}, "first"),
+        *(({"local_alpha": a}, "grid") for a in (0.5, 0.7, 0.9)),
+    ]
+    search = Proposer(ledger, points, None, 5, lambda: 1, lambda s: None)
+    assert play(search) == [{}, {"local_alpha": 2.0}, {"local_alpha": 0.9}]
+
+
+def test_nothing_is_begun_once_it_is_halted(tmp_path: Path) -> None:
+    search = Proposer(
+        Ledger(RunFolder(str(tmp_path))), [({}, "defaults")], None, 1, lambda: 1, lambda s: None, lambda: True
+    )
+    assert search.suggest("a") == Searcher.FINISHED
 
 
 def test_points_with_conditions_can_be_told() -> None:

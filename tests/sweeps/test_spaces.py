@@ -72,6 +72,8 @@ def test_built_in_spaces_are_those_that_are_promised() -> None:
         ({"pairng": hp.choice("p", ["free"])}, r"unknown setting 'pairng'; did you mean 'pairing'"),
         ({"pairing": hp.choice("p", ["fre"])}, r"pairing: Input should be"),
         ({"seed": hp.choice("p", [1, 2])}, r"'seed' can't be searched: it is the same for all trials"),
+        ({"validation_fraction": hp.choice("p", [0.0, 0.1])}, r"'validation_fraction' can't be searched"),
+        ({"replicas": hp.choice("p", [1, 2])}, r"'replicas' can't be searched"),
         ({"lr": hp.choice("p", ["fast"])}, r"lr: Input should be a valid number"),
     ],
 )
@@ -86,6 +88,10 @@ def test_spaces_from_files(tmp_path: Path) -> None:
     other.write_text('from hyperopt import hp\ndef space():\n    return {"batch_size": hp.choice("lr", [32, 64])}\n')
     clash.write_text('from hyperopt import hp\ndef space():\n    return {"lr": hp.uniform("rate", 0.1, 0.2)}\n')
     bare.write_text("x = 1\n")
+    broken = tmp_path / "broken.py"
+    broken.write_text('def space():\n    return {"lr": hp.uniform("lr", 0.1, 0.2)}\n')
+    with pytest.raises(ConfigError, match=r"broken.py: NameError: name 'hp' is not defined"):
+        load_spaces([str(broken)])
     assert field_names(load_spaces([str(one)])) == {"lr"}
     with pytest.raises(ConfigError, match=r"HyperOpt's label 'lr' is used twice"):
         load_spaces([str(one), str(other)])
