@@ -84,6 +84,7 @@ CONTRACT = {
     "exchange": dict,
     "mixer": str,
     "distiller": str,
+    "split": str,
     "seed": int,
     "epochs": int,
     "steps": int,
@@ -104,6 +105,15 @@ def test_the_summary_keeps_its_contract() -> None:
     assert (summary["steps"], summary["skipped_steps"], summary["images_per_second"]) == (30, 3, 199.0)
     assert (summary["training_seconds"], summary["wall_seconds"]) == (9.0, 9.0)
     assert (summary["seed"], summary["mixer"], summary["distiller"]) == (5, "metamixer", "dml")
+    assert summary["split"] == "test"
+
+
+def test_without_a_test_the_summary_tells_of_the_split_that_was_watched() -> None:
+    watched = [{name: value for name, value in row.items() if name != "test"} for row in rows()]
+    summary = results.summarise(TrainConfig(), watched, [100, 50], wall_seconds=9.0)
+    assert summary["split"] == watched[-1]["split"]
+    assert [peer["top1"] for peer in summary["peers"]] == [peer["top1"] for peer in watched[-1]["peers"]]
+    assert results.tested_row(watched[-1]) == watched[-1]
 
 
 def test_the_baseline_adds_each_peers_gain() -> None:
