@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,34 +27,14 @@ from metamixer_ray.tracking import Console
 from tests.e2e import tiny
 from tests.e2e.conftest import EPOCHS
 from tests.e2e.own_parts import stripes
+from tests.e2e.waiting import wait_for, workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-
-
-def _wait_for(condition: Callable[[], bool], seconds: float = 200.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def _recorded(folder: Path) -> int:
     path = folder / "metrics.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
-
-
-def _workers(root: int) -> list[psutil.Process]:
-    """The training workers among the processes that stem from ``root``."""
-    found = []
-    for process in psutil.Process(root).children(recursive=True):
-        try:
-            if any("RayTrainWorker" in word for word in process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
 
 
 def _assert_equal_runs(calm: Path, other: Path) -> None:
@@ -90,8 +69,8 @@ def test_a_worker_killed_while_the_group_starts_changes_nothing(uninterrupted: P
     told = io.StringIO()
 
     def kill_the_first() -> None:
-        if _wait_for(lambda: bool(_workers(os.getpid()))):
-            _workers(os.getpid())[0].send_signal(signal.SIGKILL)
+        if wait_for(lambda: bool(workers(os.getpid()))):
+            workers(os.getpid())[0].send_signal(signal.SIGKILL)
 
     killer = threading.Thread(target=kill_the_first)
     killer.start()
@@ -100,7 +79,7 @@ def test_a_worker_killed_while_the_group_starts_changes_nothing(uninterrupted: P
     assert "a worker failed (it died while the workers were being started)" in told.getvalue()
     _assert_equal_runs(uninterrupted, folder)
     # What the first group had reserved is free again.
-    assert _wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], seconds=20)
+    assert wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], seconds=20)
 
 
 def test_a_start_that_always_fails_is_given_up(ray_cluster: str, tmp_path: Path) -> None:
@@ -109,7 +88,7 @@ def test_a_start_that_always_fails_is_given_up(ray_cluster: str, tmp_path: Path)
 
     def kill_all() -> None:
         while not ended.wait(0.05):
-            for worker in _workers(os.getpid()):
+            for worker in workers(os.getpid()):
                 with suppress(psutil.NoSuchProcess):
                     worker.send_signal(signal.SIGKILL)
                     killed.add(worker.pid)
@@ -123,7 +102,7 @@ def test_a_start_that_always_fails_is_given_up(ray_cluster: str, tmp_path: Path)
         ended.set()
         killer.join()
     assert len(killed) >= 3
-    assert _wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], seconds=20)
+    assert wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], seconds=20)
 
 
 def test_killed_workers_change_nothing(uninterrupted: Path, tmp_path: Path) -> None:
@@ -132,17 +111,17 @@ def test_killed_workers_change_nothing(uninterrupted: Path, tmp_path: Path) -> N
 
     def kill_one() -> None:
         # Ray's processes stem from this one, which started the session's cluster.
-        if victims := _workers(os.getpid()):
+        if victims := workers(os.getpid()):
             victim = dice.choice(victims)
             victim.send_signal(signal.SIGKILL)
             killed.append(victim.pid)
 
     def kill_some() -> None:
-        if not _wait_for(lambda: _recorded(folder) >= 2):
+        if not wait_for(lambda: _recorded(folder) >= 2):
             return
         kill_one()
         # The next at a moment like any other: while the group is started again, or while it trains.
-        if _wait_for(lambda: bool(_workers(os.getpid())) and killed[0] not in map(_pid, _workers(os.getpid())), 60):
+        if wait_for(lambda: bool(workers(os.getpid())) and killed[0] not in map(_pid, workers(os.getpid())), 60):
             time.sleep(dice.uniform(0.0, 8.0))
             kill_one()
 
@@ -165,7 +144,7 @@ def test_a_killed_driver_is_resumed_by_the_same_command(ray_cluster: str, uninte
     folder = tmp_path / "runs"
     driver = subprocess.Popen([sys.executable, "-m", "metamixer_ray.train", *words], stdout=subprocess.DEVNULL)
     try:
-        assert _wait_for(lambda: any(_recorded(run) >= 2 for run in folder.glob("*")))
+        assert wait_for(lambda: any(_recorded(run) >= 2 for run in folder.glob("*")))
     finally:
         driver.kill()
         driver.wait()
@@ -194,7 +173,7 @@ def test_ctrl_c_ends_a_command_tidily(ray_cluster: str, tmp_path: Path) -> None:
     assert "Traceback" not in told
     assert re.search(r"--name stopped .*--resume", told), told
     assert _tracked_status(tmp_path) == "KILLED"
-    assert not _workers(os.getpid())
+    assert not workers(os.getpid())
 
 
 def _stopped(words: list[str], folder: Path, *, rows: int, signum: signal.Signals) -> tuple[int, str]:
@@ -205,7 +184,7 @@ def _stopped(words: list[str], folder: Path, *, rows: int, signum: signal.Signal
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert _wait_for(lambda: _recorded(folder) >= rows)
+    assert wait_for(lambda: _recorded(folder) >= rows)
     driver.send_signal(signum)
     told, _ = driver.communicate(timeout=120)
     return driver.returncode, told
@@ -261,8 +240,8 @@ def test_a_torn_snapshot_and_rows_that_were_never_written_are_survived(uninterru
 
 
 def _kill_all_at(folder: Path, rows: int) -> None:
-    if _wait_for(lambda: _recorded(folder) >= rows):
-        for worker in _workers(os.getpid()):
+    if wait_for(lambda: _recorded(folder) >= rows):
+        for worker in workers(os.getpid()):
             worker.send_signal(signal.SIGKILL)
 
 

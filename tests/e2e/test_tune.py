@@ -5,13 +5,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
 import yaml
@@ -25,6 +22,7 @@ from metamixer_ray.sweeps.config import SweepConfig
 from metamixer_ray.sweeps.ledger import Ledger, Trial
 from metamixer_ray.tune import tune
 from tests.e2e import tiny
+from tests.e2e.waiting import wait_for, workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -41,30 +39,6 @@ from hyperopt import hp
 def space():
     return {"lr": hp.choice("lr", [0.001, 0.05])}
 """
-
-
-def _wait_for(condition: Callable[[], bool], seconds: float = 200.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def _workers(root: int) -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.Process(root).children(recursive=True)
-        if process.is_running() and "RayTrainWorker" in process.name() + " ".join(_words(process))
-    ]
-
-
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.NoSuchProcess:
-        return []
 
 
 def _trials(folder: Path) -> list[Trial]:
@@ -97,8 +71,8 @@ def swept(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
 
     def kill_one() -> None:
         first = folder / "trials" / "0000" / "metrics.jsonl"
-        if _wait_for(lambda: first.exists() and first.read_text().count("\n") >= 1):
-            victim = _workers(os.getpid())[0]
+        if wait_for(lambda: first.exists() and first.read_text().count("\n") >= 1):
+            victim = workers(os.getpid())[0]
             victim.send_signal(signal.SIGKILL)
             killed.append(victim.pid)
 
@@ -132,7 +106,7 @@ def test_every_trial_has_an_end_and_a_reason(swept: Swept) -> None:
     assert all("lr" in trial.settings and "pairing" in trial.settings for trial in others)
     # A killed worker changes nothing: each epoch is there once.
     assert [row["epoch"] for row in tiny.rows(swept.folder / "trials" / "0000")] == list(range(1, EPOCHS + 1))
-    assert _wait_for(_free, seconds=30)
+    assert wait_for(_free, seconds=30)
 
 
 def test_the_test_set_is_left_alone(swept: Swept) -> None:
@@ -207,7 +181,7 @@ def test_a_killed_sweep_goes_on(ray_cluster: str, tmp_path: Path) -> None:
     driver = subprocess.Popen([sys.executable, "-m", "metamixer_ray.tune", *words], stdout=subprocess.DEVNULL)
     second = folder / "trials" / "0001" / "metrics.jsonl"
     try:
-        assert _wait_for(lambda: second.exists() and second.read_text().count("\n") >= 1)
+        assert wait_for(lambda: second.exists() and second.read_text().count("\n") >= 1)
     finally:
         driver.kill()
         driver.wait()
@@ -243,12 +217,12 @@ def test_a_sweep_uses_nodes_that_come_and_survives_those_that_go(
     )
     node = None
     try:
-        assert _wait_for(lambda: len(_trials(folder)) == 2)
+        assert wait_for(lambda: len(_trials(folder)) == 2)
         node = ray_nodes.add_node(num_cpus=1)
         # Two trials fill the first two nodes, so a third one learns on the new one while they are not over.
-        assert _wait_for(lambda: _rows(folder, 2) >= 1)
+        assert wait_for(lambda: _rows(folder, 2) >= 1)
         assert [trial.status for trial in _trials(folder)] == ["running"] * 3
-        assert len(_workers(os.getpid())) == 3
+        assert len(workers(os.getpid())) == 3
         learnt = _rows(folder, 2)
     finally:
         if node is not None:
