@@ -5,12 +5,10 @@ from typing import Any
 
 from metamixer_ray.config import flatten
 from metamixer_ray.keeping import tracked_parameters
-from metamixer_ray.runs import METRICS
 from metamixer_ray.sweeps.config import SweepConfig
 from metamixer_ray.sweeps.findings import common_epoch, importance
 from metamixer_ray.sweeps.ledger import Ledger, Trial
-from metamixer_ray.sweeps.trial import objective_of
-from metamixer_ray.tracking import Journal
+from metamixer_ray.sweeps.trial import objectives
 from metamixer_ray.tracking.figures import figure_png
 from metamixer_ray.tracking.figures.sweep_sheets import (
     Dot,
@@ -48,16 +46,13 @@ def sweep_figures(config: SweepConfig, ledger: Ledger) -> dict[str, bytes]:
 
 
 def _dot(trial: Trial, ledger: Ledger, config: SweepConfig, began: float, defaults: Mapping[str, Any]) -> Dot:
-    folder = ledger.place(trial.number)
-    rows = Journal(folder.filesystem, folder.path(METRICS)).rows()
-    values = {int(row["epoch"]): objective_of(row, config.objective) for row in rows}
     return Dot(
         number=trial.number,
         # What a search leaves out has no meaning beside what it chose; what a person leaves out is as it is by default.
         settings={**(defaults if trial.origin in ("defaults", "first") else {}), **trial.settings},
         status=trial.status,
         objective=trial.objective,
-        curve={epoch: value for epoch, value in values.items() if value is not None},
+        curve=objectives(ledger.place(trial.number), config.objective),
         minutes=None if trial.ended is None else (trial.ended - began) / 60,
         default=trial.origin == "defaults",
     )

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from metamixer_ray.interruption import aside
-from metamixer_ray.runs import METRICS
 from metamixer_ray.sweeps.config import SweepConfig
 from metamixer_ray.sweeps.engine import EngineOptions, Room, run_trials
 from metamixer_ray.sweeps.findings import Gain
@@ -15,9 +14,8 @@ from metamixer_ray.sweeps.ledger import Ledger, Trial
 from metamixer_ray.sweeps.opening import CONFIRM, Sweep
 from metamixer_ray.sweeps.proposing import Proposer, Tpe
 from metamixer_ray.sweeps.spaces import Settings
-from metamixer_ray.sweeps.trial import SweepPlan, objective_of, score_of
+from metamixer_ray.sweeps.trial import SweepPlan, objectives, score_of
 from metamixer_ray.sweeps.watching import Watcher
-from metamixer_ray.tracking import Journal
 from metamixer_ray.tracking.board import Board
 
 # Until all trials have let go of their workers.
@@ -81,17 +79,13 @@ class Stages:
 
 def curves(plan: SweepPlan, ledger: Ledger) -> dict[str, dict[int, float]]:
     """Scores after each epoch of the trials that an earlier attempt ran, by their names."""
-    found: dict[str, dict[int, float]] = {}
-    for trial in ledger.trials():
-        folder = ledger.place(trial.number)
-        values = {
-            int(row["epoch"]): objective_of(row, plan.objective)
-            for row in Journal(folder.filesystem, folder.path(METRICS)).rows()
+    return {
+        trial.name: {
+            epoch: score_of(value, plan.objective)
+            for epoch, value in objectives(ledger.place(trial.number), plan.objective).items()
         }
-        found[trial.name] = {
-            epoch: score_of(value, plan.objective) for epoch, value in values.items() if value is not None
-        }
-    return found
+        for trial in ledger.trials()
+    }
 
 
 def confirm(stages: Stages, sweep: Sweep, best: Trial, board: Board) -> Gain | None:

@@ -97,6 +97,14 @@ def objective_of(row: Mapping[str, Any], objective: ObjectiveName) -> float | No
     return float({"mean": fmean(hits), "best": max(hits), "worst": min(hits)}[objective])
 
 
+def objectives(folder: RunFolder, kind: ObjectiveName) -> dict[int, float]:
+    """The objective after each epoch of a trial that was evaluated, from the record in its run folder."""
+    values = {
+        int(row["epoch"]): objective_of(row, kind) for row in Journal(folder.filesystem, folder.path(METRICS)).rows()
+    }
+    return {epoch: value for epoch, value in values.items() if value is not None}
+
+
 def score_of(objective: float, kind: ObjectiveName) -> float:
     """The objective turned so that more is better."""
     return -objective if kind == "nll" else objective
