@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from metamixer_ray.tracking.figures.canvas import (
     ENSEMBLE_COLOUR,
@@ -191,6 +192,10 @@ def _panel(axes: Axes, name: str, shown: Sequence[Dot], measure: Measure) -> Non
         xs = [float(v) for v in values]
         if min(xs, default=0.0) > 0 and max(xs) / min(xs) > _LOG_RANGE:
             axes.set_xscale("log")
+            # Plain numbers at 1, 2 and 5: the usual powers of ten run into each other in a narrow panel.
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         texts = [_text(v) for v in (sorted(set(values)) if numeric else sorted(set(map(_text, values))))]
         # Dots on one value are spread a little, always alike, so that all can be seen.
