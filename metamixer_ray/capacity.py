@@ -72,14 +72,14 @@ def worker_share(config: TrainConfig, nodes: Sequence[Node], *, grows: bool) -> 
     if room(nodes, 0.0, gpus) < workers:
         total = sum(node.gpus for node in nodes)
         raise ConfigError(
-            f"{what} with {gpus:g} GPU each need {gpus * workers:g} GPUs; the cluster has {total:g} {there}: "
+            f"{what} with {gpus:g} GPU each need {gpus * workers:g} GPUs; the cluster has {total:g} GPUs {there}: "
             f"give fewer --peers or --replicas, let them share with --gpus-per-worker "
             f"{int(total / workers * 100) / 100:g}, or use the CPU with --gpus-per-worker 0"
         )
     if room(nodes, cpus, gpus) < workers:
         total = sum(node.cpus for node in nodes)
         raise ConfigError(
-            f"{what} with {cpus:g} CPU each need {cpus * workers:g} CPUs; the cluster has {total:g} {there}: "
+            f"{what} with {cpus:g} CPU each need {cpus * workers:g} CPUs; the cluster has {total:g} CPUs {there}: "
             f"give fewer --peers or --replicas, or --cpus-per-worker {_largest_share(nodes, workers, gpus):g}"
         )
     return WorkerResources(cpus=cpus, gpus=gpus, threads=placement.threads or max(1, int(cpus)))

@@ -50,6 +50,10 @@ class PlacementConfig:
     """Node labels per peer, for example accelerator-type=A100 accelerator-type=T4; '-' for a peer without any."""
     address: str | None = None
     """Ray cluster to join. Default: $RAY_ADDRESS, the cluster a job was submitted to, or a new local one."""
+    grows_to: tuple[str, ...] = ()
+    """What the cluster's autoscaler may start, nodes x resources and labels of each: 8xGPU=1,CPU=4
+    2xGPU=1,CPU=8,accelerator-type=T4. Ray doesn't tell. Default: $METAMIXER_GROWS_TO, or what the cluster launcher's
+    file on the head node says."""
     max_failures: int = 100
     """How often the workers are restarted from the last checkpoint after one of them died."""
 

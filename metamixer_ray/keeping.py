@@ -69,7 +69,9 @@ def tracking_store(config: TrainConfig) -> tuple[str, str | None]:
     return f"sqlite:///{home() / 'mlflow.db'}", (home() / "mlartifacts").as_uri()
 
 
-def plan_tracking(config: TrainConfig, run: Run, announced: RunSummary) -> TrackingPlan:
+def plan_tracking(
+    config: TrainConfig, run: Run, announced: RunSummary, parent_run_id: str | None = None
+) -> TrackingPlan:
     """How this run is written to MLflow."""
     uri, artifacts = tracking_store(config)
     tags = {
@@ -94,13 +96,14 @@ def plan_tracking(config: TrainConfig, run: Run, announced: RunSummary) -> Track
         parameters=parameters,
         tags=tags,
         artifact_location=artifacts,
+        parent_run_id=parent_run_id,
     )
 
 
 def tracked_parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Flat settings as a run's MLflow parameters."""
     # These may differ between the attempts of one run, and MLflow's parameters may not.
-    untracked = ("resume", "name", "address", "verbose")
+    untracked = ("resume", "name", "address", "grows_to", "verbose")
 
     def single(value: Any) -> Any:
         # One learning rate for all peers is a number, which MLflow's charts can put on an axis.

@@ -11,9 +11,12 @@ import ray.train
 from metamixer_ray.capacity import Node, WorkerResources, check_labels, worker_share
 from metamixer_ray.config import PlacementConfig, TrainConfig
 from metamixer_ray.errors import ConfigError
+from metamixer_ray.growth import NodeType, at_most, startable
 
 # The controller looks at its workers this often (seconds): epochs of small sets are shorter than Ray's default of 2 s.
 POLL_SECONDS = "0.25"
+# Nodes that a launcher or Kubernetes started have it.
+_NODE_GROUP = "ray.io/node-group"
 
 
 def connect(placement: PlacementConfig, *, verbose: bool = False) -> None:
@@ -82,8 +85,8 @@ def selectors(peer_labels: Sequence[str]) -> list[dict[str, str]]:
     return parsed
 
 
-def cluster_nodes() -> list[Node]:
-    """The nodes of the connected cluster, or what its autoscaler may start, where that is more."""
+def cluster_nodes(types: Sequence[NodeType] = ()) -> list[Node]:
+    """The nodes of the connected cluster, with those that its autoscaler may start."""
     nodes = [
         Node(
             cpus=node["Resources"].get("CPU", 0.0),
@@ -93,15 +96,7 @@ def cluster_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
-    grown = grown_cluster()
-    return nodes if grown is None else max(nodes, [grown], key=lambda n: sum(node.cpus for node in n))
-
-
-def grown_cluster() -> Node | None:
-    """What the cluster has at its autoscaling maximum, as if it were one node; None where nothing scales it."""
-    grown = ray._private.state.state.get_max_resources_from_cluster_config()
-    # The autoscaler tells its maximum in sum only, so how that divides into nodes is left to it.
-    return Node(cpus=float(grown.get("CPU", 0)), gpus=float(grown.get("GPU", 0))) if grown else None
+    return at_most(nodes, types)
 
 
 def worker_resources(config: TrainConfig) -> WorkerResources:
@@ -110,11 +105,15 @@ def worker_resources(config: TrainConfig) -> WorkerResources:
     Raises:
         ConfigError: the cluster can never hold all workers; says what is asked for and what there is.
     """
-    nodes = cluster_nodes()
-    grows = grown_cluster() is not None
-    resources = worker_share(config, nodes, grows=grows)
-    if not grows:
+    types = startable(config.placement.grows_to)
+    nodes = cluster_nodes(types)
+    try:
+        resources = worker_share(config, nodes, grows=bool(types))
         check_labels(selectors(config.placement.peer_labels), config.placement.replicas, nodes, resources)
+    except ConfigError as error:
+        if types or not any(_NODE_GROUP in node.labels for node in nodes):
+            raise
+        raise ConfigError(f"{error}; if its autoscaler may start more nodes, say so with --grows-to") from None
     return resources
 
 

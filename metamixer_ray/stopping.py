@@ -21,7 +21,14 @@ class StopWhenTold(WorkerGroupCallback):
 
     path: str
 
+    def before_worker_group_start(self, worker_group_context: Any) -> None:
+        """See :class:`WorkerGroupCallback`; also each time that the workers have waited in vain for their place."""
+        self._look()
+
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """See :class:`WorkerGroupCallback`."""
+        self._look()
+
+    def _look(self) -> None:
         if Path(self.path).exists():
             raise ToldToStop("the training was ended from outside")

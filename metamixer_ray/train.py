@@ -27,10 +27,14 @@ from metamixer_ray.tracking import Console, Journal, PeerSummary, RunSummary
 from metamixer_ray.tracking.provenance import repeat_command
 
 
-def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
+def train(config: TrainConfig, console: Console | None = None, *, parent_run_id: str | None = None) -> dict[str, Any]:
     """Train the peers of ``config`` together and return the content of ``summary.json``.
 
     Joins the Ray cluster at hand or starts a local one, and leaves it running.
+
+    Args:
+        console: tells how it goes; by default it prints.
+        parent_run_id: of the MLflow run that this one is to be a child of.
 
     Raises:
         UserError: what a person must mend: an option, the data, a checkpoint of another configuration.
@@ -56,7 +60,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         create_run(run, config, splits)
     announced = announce(config, run, splits, networks, steps, resources)
     console.opening(announced)
-    tracking = plan_tracking(config, run, announced)
+    tracking = plan_tracking(config, run, announced, parent_run_id)
     if finished is not None:
         console.note("this run is finished already; MLflow gets what it missed")
         with stoppable(), Keeper(config, run, tracking, announced, console) as keeper:

@@ -17,6 +17,7 @@ from metamixer_ray.cli import run_command, take_config_file
 from metamixer_ray.config import TrainConfig, flatten, from_settings, nest, to_yaml
 from metamixer_ray.data import Splits, load_splits
 from metamixer_ray.errors import ConfigError, TrainingFailed, UserError
+from metamixer_ray.growth import startable
 from metamixer_ray.interruption import Stopped, stoppable
 from metamixer_ray.keeping import TrackingPlan, tracking_store
 from metamixer_ray.placement import connect
@@ -84,7 +85,8 @@ def tune(config: SweepConfig, board: Board | None = None) -> dict[str, Any]:
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         with stoppable():
-            room = Room(resources, training.workers, config.max_concurrent)
+            types = startable(training.placement.grows_to)
+            room = Room(resources, training.workers, config.max_concurrent, types)
             announce(config, sweep, splits, resources, samples, room(), board)
             writer.log_artifact(describe(space).encode(), SPACE)
             writer.log_artifact(sweep.folder.read(SWEEP) or b"", SWEEP)
@@ -106,7 +108,7 @@ def tune(config: SweepConfig, board: Board | None = None) -> dict[str, Any]:
                 sweep.folder.write(f"figures/{name}.png", png)
                 writer.log_artifact(png, f"figures/{name}.png")
             if config.refit:
-                summary["refit"] = refit(asked.training, order[0], sweep, board)
+                summary["refit"] = refit(asked.training, order[0], sweep, board, writer.run_id)
             sweep.folder.write_json(SUMMARY, summary)
         for name in (BEST, SUMMARY):
             writer.log_artifact(sweep.folder.read(name) or b"", name)
@@ -171,6 +173,7 @@ def plan_trials(
         training=plain_settings(config.training),
         objective=config.objective,
         resources=resources,
+        startable=startable(config.training.placement.grows_to),
         facts=data_facts(splits),
         tracking_uri=parent.uri,
         artifact_location=parent.artifact_location,
@@ -262,7 +265,9 @@ def build_tpe(config: SweepConfig, space: Space) -> Tpe | None:
     return Tpe(space, seed=config.search_seed, random_first=config.random_first)
 
 
-def refit(training: TrainConfig, best: Trial, sweep: Sweep, board: Board) -> dict[str, dict[str, Any]]:
+def refit(
+    training: TrainConfig, best: Trial, sweep: Sweep, board: Board, parent_run_id: str | None
+) -> dict[str, dict[str, Any]]:
     """Train the defaults and the best settings on the whole training set, and test them: their summaries."""
     summaries: dict[str, dict[str, Any]] = {}
     place = sweep.folder.inside(REFIT)
@@ -275,7 +280,7 @@ def refit(training: TrainConfig, best: Trial, sweep: Sweep, board: Board) -> dic
         config = with_settings(training, {**settings, "validation_fraction": 0.0, "test": True})
         begun = place.inside(name).exists(CONFIG)
         whole = replace(config, run=replace(config.run, name=name, storage=place.uri, resume=begun))
-        summaries[condition] = train(whole, Console(config.run.verbose))
+        summaries[condition] = train(whole, Console(config.run.verbose), parent_run_id=parent_run_id)
     return summaries
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from metamixer_ray.capacity import WorkerResources, room
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.errors import ConfigError
+from metamixer_ray.growth import NodeType, startable
 from metamixer_ray.placement import cluster_nodes, worker_resources
 from metamixer_ray.sweeps.config import SweepConfig
 from metamixer_ray.sweeps.proposing import Proposer
@@ -124,7 +125,7 @@ def trial_resources(config: TrainConfig) -> WorkerResources:
         return worker_resources(config)
     if whole.gpus == 0:
         return whole
-    nodes = cluster_nodes()
+    nodes = cluster_nodes(startable(config.placement.grows_to))
     per_gpu = min((node.cpus / node.gpus * whole.gpus for node in nodes if node.gpus), default=1.0)
     share = max(1.0, float(int(min(4.0, per_gpu))))
     return worker_resources(replace(config, placement=replace(config.placement, cpus_per_worker=share)))
@@ -135,17 +136,20 @@ class Room:
 
     Args:
         most: never more than so many.
+        types: of nodes that the autoscaler may start.
     """
 
-    def __init__(self, resources: WorkerResources, workers: int, most: int | None) -> None:
-        self._resources, self._workers, self._most = resources, workers, most
+    def __init__(
+        self, resources: WorkerResources, workers: int, most: int | None, types: Sequence[NodeType] = ()
+    ) -> None:
+        self._resources, self._workers, self._most, self._types = resources, workers, most, types
         self._held, self._ask_at = 1, 0.0
 
     def __call__(self) -> int:
         """Asked many times a second, so the cluster isn't asked each time."""
         if (now := time.monotonic()) >= self._ask_at:
             self._ask_at = now + ASK_SECONDS
-            held = room(cluster_nodes(), self._resources.cpus, self._resources.gpus) // self._workers
+            held = room(cluster_nodes(self._types), self._resources.cpus, self._resources.gpus) // self._workers
             self._held = max(1, min(held, self._most or held))
         return self._held
 

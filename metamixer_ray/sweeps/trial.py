@@ -18,6 +18,7 @@ from metamixer_ray.config import TrainConfig, flatten, from_settings
 from metamixer_ray.errors import ConfigError, TrainingDiverged, UserError
 from metamixer_ray.fitting import fit
 from metamixer_ray.folder import RunFolder
+from metamixer_ray.growth import NodeType
 from metamixer_ray.keeping import TrackingPlan, tracked_parameters
 from metamixer_ray.placement import cluster_nodes, connect
 from metamixer_ray.runs import METRICS, write_run
@@ -42,6 +43,8 @@ class SweepPlan:
     """All settings of the sweep's training, flat."""
     objective: ObjectiveName
     resources: WorkerResources
+    startable: tuple[NodeType, ...] = ()
+    """Nodes that the cluster's autoscaler may start."""
     facts: Mapping[str, Any]
     """What ``run.json`` tells of the data."""
     tracking_uri: str
@@ -66,7 +69,7 @@ class SweepPlan:
             UserError: names the option.
         """
         workers, resources = self.config(settings).workers, self.resources
-        if room(cluster_nodes(), resources.cpus, resources.gpus) < workers:
+        if room(cluster_nodes(self.startable), resources.cpus, resources.gpus) < workers:
             raise ConfigError(f"--peers: {workers} workers with {resources} are more than the cluster can hold")
 
     def tracking(self, name: str, settings: Mapping[str, Any]) -> TrackingPlan:

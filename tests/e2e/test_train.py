@@ -175,9 +175,11 @@ def test_a_name_is_taken_once_and_a_finished_run_stays(finished: tuple[Path, dic
 
 
 def test_more_workers_than_the_cluster_can_hold(ray_cluster: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"need 3 CPUs; the cluster has 2 in all on 2 nodes: .*--cpus-per-worker"):
+    with pytest.raises(
+        ConfigError, match=r"need 3 CPUs; the cluster has 2 CPUs in all on 2 nodes: .*--cpus-per-worker"
+    ):
         train(tiny.config(tmp_path, peers=["resnet8"] * 3, cpus_per_worker=1.0))
-    with pytest.raises(ConfigError, match="GPUs; the cluster has 0 in all"):
+    with pytest.raises(ConfigError, match="GPUs; the cluster has 0 GPUs in all"):
         train(tiny.config(tmp_path, gpus_per_worker=1.0))
     assert not (tmp_path / "runs").exists()
 

@@ -43,8 +43,8 @@ def test_gpus_are_taken_where_there_are_any() -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"cpus_per_worker": 1.0}, r"need 3 CPUs; the cluster has 2 in all: .*--cpus-per-worker 0.66"),
-        ({"gpus_per_worker": 1.0}, r"need 3 GPUs; the cluster has 0 in all: .*--gpus-per-worker 0$"),
+        ({"cpus_per_worker": 1.0}, r"need 3 CPUs; the cluster has 2 CPUs in all: .*--cpus-per-worker 0.66"),
+        ({"gpus_per_worker": 1.0}, r"need 3 GPUs; the cluster has 0 GPUs in all: .*--gpus-per-worker 0$"),
     ],
 )
 def test_what_never_fits_is_told_with_what_would(settings: dict[str, float], told: str) -> None:

@@ -1,0 +1,103 @@
+"""What a cluster's autoscaler may start. Ray (2.60) keeps that to itself, so it is asked for, or read where it is kept.
+
+Without it a cluster that has scaled down to nothing looks like one that can never hold a training.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metamixer_ray.capacity import Node
+from metamixer_ray.errors import ConfigError
+
+VARIABLE = "METAMIXER_GROWS_TO"
+# Where `ray up` leaves the launcher's file on the head node, which is where the drivers of jobs run.
+LAUNCHER_FILE = "~/ray_bootstrap_config.yaml"
+_RESOURCES = ("CPU", "GPU")
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """Nodes that are alike, and how many of them there may be at once."""
+
+    most: int
+    node: Node
+
+
+def startable(asked: Sequence[str]) -> tuple[NodeType, ...]:
+    """What the autoscaler may start: what ``--grows-to`` says, else $METAMIXER_GROWS_TO, else the launcher's file.
+
+    Raises:
+        ConfigError: what is said can't be read.
+    """
+    if asked:
+        return tuple(parse(text, "--grows-to") for text in asked)
+    if said := os.environ.get(VARIABLE, "").split():
+        return tuple(parse(text, f"${VARIABLE}") for text in said)
+    return launched(Path(LAUNCHER_FILE).expanduser())
+
+
+def parse(text: str, source: str) -> NodeType:
+    """``8xGPU=1,CPU=4,accelerator-type=T4``: up to eight nodes with one GPU, four CPUs and a label each.
+
+    Raises:
+        ConfigError: names ``source``.
+    """
+    count, _, rest = text.partition("x")
+    pairs = [part.partition("=") for part in rest.split(",")]
+    try:
+        resources = {name: float(value) for name, _, value in pairs if name in _RESOURCES}
+        if (
+            not resources
+            or not all(value for _, _, value in pairs)
+            or any(n.isupper() for n, _, _ in pairs if n not in resources)
+        ):
+            raise ValueError
+        labels = {name: value for name, _, value in pairs if name not in resources}
+        return NodeType(int(count), _node(resources, labels))
+    except ValueError:
+        raise ConfigError(
+            f"{source} {text!r}: write nodes x resources and labels of each, "
+            "such as 8xGPU=1,CPU=4 or 2xGPU=1,CPU=8,accelerator-type=T4"
+        ) from None
+
+
+def launched(path: Path) -> tuple[NodeType, ...]:
+    """The worker node types of a launcher's file, with how many the autoscaler may start; nothing if it isn't there."""
+    try:
+        config = yaml.safe_load(path.read_text())
+        types = {
+            name: kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]
+        }
+        total = int(config.get("max_workers", 2))
+        return tuple(
+            NodeType(min(total, int(kind.get("max_workers", total))), _node(kind["resources"], kind.get("labels")))
+            for kind in types.values()
+        )
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError):
+        return ()
+
+
+def at_most(nodes: Sequence[Node], types: Sequence[NodeType]) -> list[Node]:
+    """All nodes there can be at once: those that are up, and those that may come; a node counts once.
+
+    Args:
+        nodes: those that are up, some of them perhaps already started by the autoscaler.
+        types: what it may start.
+    """
+    others, coming = list(nodes), []
+    for kind in types:
+        for _ in range(kind.most):
+            up = next((node for node in others if (node.cpus, node.gpus) == (kind.node.cpus, kind.node.gpus)), None)
+            if up is not None:
+                others.remove(up)
+            coming.append(up or kind.node)
+    return others + coming
+
+
+def _node(resources: dict[str, Any], labels: dict[str, str] | None = None) -> Node:
+    return Node(cpus=float(resources.get("CPU", 0)), gpus=float(resources.get("GPU", 0)), labels=labels or {})

@@ -1,0 +1,53 @@
+"""A cluster that has no worker nodes until somebody needs them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metamixer_ray.folder import RunFolder
+from metamixer_ray.sweeps.ledger import Ledger
+from tests.e2e import tiny
+from tests.e2e.autoscaling import autoscaled_cluster
+from tests.e2e.waiting import wait_for, workers
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+# So many that two trials are still at it when both nodes are up.
+EPOCHS = 40
+RATES = """
+from hyperopt import hp
+def space():
+    return {"lr": hp.choice("lr", [0.001, 0.05])}
+"""
+
+
+def test_a_sweep_starts_from_no_nodes_and_leaves_none(tmp_path: Path) -> None:
+    (tmp_path / "rates.py").write_text(RATES)
+    folder = tmp_path / "runs" / "scaled"
+    alone = {"peers": ["resnet8"], "distiller": "none", "statistics": "none", "mixer": "none"}
+    own = ["--space", str(tmp_path / "rates.py"), "--search", "random", "--samples", "3", "--scheduler", "none"]
+    own += ["--confirm-seeds", "0", *tiny.flags(tmp_path, name="scaled", epochs=EPOCHS, **alone)]
+    with autoscaled_cluster(cpus=1, most_nodes=2) as cluster:
+        assert wait_for(lambda: cluster.worker_nodes() == 0)
+        command = [sys.executable, "-m", "metamixer_ray.tune", *own, "--address", cluster.address]
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert refused.returncode == 2
+        assert "the cluster has 0 CPUs in all" in refused.stderr
+        assert "if its autoscaler may start more nodes, say so with --grows-to" in refused.stderr
+        driver = subprocess.Popen(
+            [*command, "--grows-to", "2xCPU=1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        try:
+            assert wait_for(lambda: cluster.worker_nodes() == 2)
+            assert wait_for(lambda: len(workers(cluster.root)) == 2)
+        finally:
+            told, _ = driver.communicate(timeout=400)
+        assert driver.returncode == 0, told
+        assert "2 now" in told
+        assert wait_for(lambda: cluster.worker_nodes() == 0)
+    trials = Ledger(RunFolder(str(folder / "trials"))).trials()
+    assert [trial.status for trial in trials] == ["finished"] * 3
+    for trial in trials:
+        assert [row["epoch"] for row in tiny.rows(folder / "trials" / trial.name)] == list(range(1, EPOCHS + 1))
