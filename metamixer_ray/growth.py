@@ -4,7 +4,7 @@ Without it a cluster that has scaled down to nothing looks like one that can nev
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,24 @@ class NodeType:
     node: Node
 
 
-def startable(asked: Sequence[str]) -> tuple[NodeType, ...]:
+@dataclass(frozen=True)
+class Growth:
+    """All that an autoscaler may start; ``most`` bounds the nodes of all types together, None doesn't."""
+
+    types: tuple[NodeType, ...] = ()
+    most: int | None = None
+
+
+def startable(asked: Sequence[str]) -> Growth:
     """What the autoscaler may start: what ``--grows-to`` says, else $METAMIXER_GROWS_TO, else the launcher's file.
 
     Raises:
         ConfigError: what is said can't be read.
     """
     if asked:
-        return tuple(parse(text, "--grows-to") for text in asked)
+        return Growth(tuple(parse(text, "--grows-to") for text in asked))
     if said := os.environ.get(VARIABLE, "").split():
-        return tuple(parse(text, f"${VARIABLE}") for text in said)
+        return Growth(tuple(parse(text, f"${VARIABLE}") for text in said))
     return launched(Path(LAUNCHER_FILE).expanduser())
 
 
@@ -66,38 +74,50 @@ def parse(text: str, source: str) -> NodeType:
         ) from None
 
 
-def launched(path: Path) -> tuple[NodeType, ...]:
-    """The worker node types of a launcher's file, with how many the autoscaler may start; nothing if it isn't there."""
+def launched(path: Path) -> Growth:
+    """The worker node types of a launcher's file; nothing if there is no such file, or it is something else."""
     try:
         config = yaml.safe_load(path.read_text())
-        types = {
-            name: kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]
-        }
-        total = int(config.get("max_workers", 2))
-        return tuple(
-            NodeType(min(total, int(kind.get("max_workers", total))), _node(kind["resources"], kind.get("labels")))
-            for kind in types.values()
-        )
+        types, head = dict(config["available_node_types"]), config["head_node_type"]
+        most = int(config.get("max_workers", 2))
     except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError):
-        return ()
+        return Growth()
+    found = []
+    for name, kind in types.items():
+        try:
+            if name != head:
+                node = _node(kind["resources"], kind.get("labels"))
+                found.append(NodeType(min(most, int(kind.get("max_workers", most))), node))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            continue  # a type that says nothing of its resources
+    return Growth(tuple(found), most)
 
 
-def at_most(nodes: Sequence[Node], types: Sequence[NodeType]) -> list[Node]:
+def at_most(nodes: Sequence[Node], growth: Growth) -> list[Node]:
     """All nodes there can be at once: those that are up, and those that may come; a node counts once.
+
+    Where not all types can be there in full, the larger nodes are.
 
     Args:
         nodes: those that are up, some of them perhaps already started by the autoscaler.
-        types: what it may start.
+        growth: what it may start.
     """
-    others, coming = list(nodes), []
-    for kind in types:
+    others = list(nodes)
+    up: list[Node] = []
+    coming: list[Node] = []
+    for kind in growth.types:
         for _ in range(kind.most):
-            up = next((node for node in others if (node.cpus, node.gpus) == (kind.node.cpus, kind.node.gpus)), None)
-            if up is not None:
-                others.remove(up)
-            coming.append(up or kind.node)
-    return others + coming
+            alike = next((node for node in others if (node.cpus, node.gpus) == (kind.node.cpus, kind.node.gpus)), None)
+            if alike is None:
+                coming.append(kind.node)
+            else:
+                others.remove(alike)
+                up.append(alike)
+    if growth.most is not None:
+        coming.sort(key=lambda node: (-node.gpus, -node.cpus))
+        coming = coming[: max(0, growth.most - len(up))]
+    return others + up + coming
 
 
-def _node(resources: dict[str, Any], labels: dict[str, str] | None = None) -> Node:
+def _node(resources: Mapping[str, Any], labels: Mapping[str, str] | None = None) -> Node:
     return Node(cpus=float(resources.get("CPU", 0)), gpus=float(resources.get("GPU", 0)), labels=labels or {})

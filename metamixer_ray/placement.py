@@ -11,7 +11,7 @@ import ray.train
 from metamixer_ray.capacity import Node, WorkerResources, check_labels, worker_share
 from metamixer_ray.config import PlacementConfig, TrainConfig
 from metamixer_ray.errors import ConfigError
-from metamixer_ray.growth import NodeType, at_most, startable
+from metamixer_ray.growth import Growth, at_most, startable
 
 # The controller looks at its workers this often (seconds): epochs of small sets are shorter than Ray's default of 2 s.
 POLL_SECONDS = "0.25"
@@ -85,7 +85,7 @@ def selectors(peer_labels: Sequence[str]) -> list[dict[str, str]]:
     return parsed
 
 
-def cluster_nodes(types: Sequence[NodeType] = ()) -> list[Node]:
+def cluster_nodes(growth: Growth) -> list[Node]:
     """The nodes of the connected cluster, with those that its autoscaler may start."""
     nodes = [
         Node(
@@ -96,7 +96,7 @@ def cluster_nodes(types: Sequence[NodeType] = ()) -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
-    return at_most(nodes, types)
+    return at_most(nodes, growth)
 
 
 def worker_resources(config: TrainConfig) -> WorkerResources:
@@ -105,13 +105,13 @@ def worker_resources(config: TrainConfig) -> WorkerResources:
     Raises:
         ConfigError: the cluster can never hold all workers; says what is asked for and what there is.
     """
-    types = startable(config.placement.grows_to)
-    nodes = cluster_nodes(types)
+    growth = startable(config.placement.grows_to)
+    nodes = cluster_nodes(growth)
     try:
-        resources = worker_share(config, nodes, grows=bool(types))
+        resources = worker_share(config, nodes, grows=bool(growth.types))
         check_labels(selectors(config.placement.peer_labels), config.placement.replicas, nodes, resources)
     except ConfigError as error:
-        if types or not any(_NODE_GROUP in node.labels for node in nodes):
+        if growth.types or not any(_NODE_GROUP in node.labels for node in nodes):
             raise
         raise ConfigError(f"{error}; if its autoscaler may start more nodes, say so with --grows-to") from None
     return resources

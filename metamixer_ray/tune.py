@@ -24,7 +24,7 @@ from metamixer_ray.placement import connect
 from metamixer_ray.preparation import build_peers
 from metamixer_ray.runs import CONFIG, data_facts
 from metamixer_ray.sweeps.config import SweepConfig
-from metamixer_ray.sweeps.engine import Room, build_scheduler, trial_resources
+from metamixer_ray.sweeps.engine import Room, most_at_once, trial_resources
 from metamixer_ray.sweeps.findings import ranked
 from metamixer_ray.sweeps.ledger import Ledger, Trial
 from metamixer_ray.sweeps.opening import (
@@ -42,11 +42,12 @@ from metamixer_ray.sweeps.opening import (
 )
 from metamixer_ray.sweeps.portraits import sweep_figures
 from metamixer_ray.sweeps.proposing import Tpe
+from metamixer_ray.sweeps.schedulers import build_scheduler
 from metamixer_ray.sweeps.spaces import Settings, Space, describe, draws, grid, load_spaces, searchable
 from metamixer_ray.sweeps.stages import Stages, confirm, curves
-from metamixer_ray.sweeps.telling import closing, objective_text, parent_metrics, summarise
+from metamixer_ray.sweeps.telling import closing, objective_text, parent_metrics, refitted, summarise
 from metamixer_ray.sweeps.trial import SweepPlan
-from metamixer_ray.tracking import Console
+from metamixer_ray.tracking import Console, MlflowWriter
 from metamixer_ray.tracking.board import Board
 from metamixer_ray.tracking.naming import run_place, ui_command
 from metamixer_ray.tracking.provenance import environment_tags, repeat_command, source_tags
@@ -85,35 +86,40 @@ def tune(config: SweepConfig, board: Board | None = None) -> dict[str, Any]:
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         with stoppable():
-            types = startable(training.placement.grows_to)
-            room = Room(resources, training.workers, config.max_concurrent, types)
-            announce(config, sweep, splits, resources, samples, room(), board)
+            room, most = Room(resources, startable(training.placement.grows_to)), most_at_once(config)
+            announce(
+                config, sweep, splits, resources, samples, max(1, min(room.places() // training.workers, most)), board
+            )
             writer.log_artifact(describe(space).encode(), SPACE)
             writer.log_artifact(sweep.folder.read(SWEEP) or b"", SWEEP)
             writer.wait(REACH_SECONDS)
             plan = plan_trials(config, sweep, parent, resources, splits, writer.run_id)
-            stages = Stages(config, plan, room, lambda: writer.run_id)
+            stages = Stages(config, plan, room, most, lambda: writer.run_id)
             search = Ledger(sweep.folder.inside(TRIALS))
+            searching = time.perf_counter()
             stages.run(
                 search, points, build_tpe(config, space), samples, build_scheduler(config, curves(plan, search)), board
             )
+            search_seconds = time.perf_counter() - searching
             order = ranked(search.trials(), maximised=config.maximised)
             if not order:
                 raise TrainingFailed(f"no trial came to an end; the reasons are in {sweep.folder}/{TRIALS}")
             gain = confirm(stages, sweep, order[0], board)
-            summary = summarise(config, search.trials(), order, gain, time.perf_counter() - began)
-            chosen = with_settings(asked.training, order[0].settings)
-            sweep.folder.write(BEST, to_yaml(replace(chosen, run=replace(chosen.run, name=None, resume=False))))
-            for name, png in sweep_figures(config, search).items():
-                sweep.folder.write(f"figures/{name}.png", png)
-                writer.log_artifact(png, f"figures/{name}.png")
+            wall_seconds = time.perf_counter() - began
+            summary = summarise(
+                config, search.trials(), order, gain, search_seconds=search_seconds, wall_seconds=wall_seconds
+            )
+            sweep.folder.write(BEST, to_yaml(best_config(asked.training, order[0])))
+            publish(config, sweep, summary, writer)
+            for line in closing(config, summary):
+                board.say(line)
+            draw(config, sweep, search, writer, board)
             if config.refit:
+                # Whatever becomes of these, what was found is written and told.
                 summary["refit"] = refit(asked.training, order[0], sweep, board, writer.run_id)
-            sweep.folder.write_json(SUMMARY, summary)
-        for name in (BEST, SUMMARY):
-            writer.log_artifact(sweep.folder.read(name) or b"", name)
-        writer.log_metrics(parent_metrics(summary), 0)
-        writer.set_tags({"mlflow.note.content": "\n\n".join(closing(config, summary))})
+                publish(config, sweep, summary, writer)
+                for line in refitted(summary):
+                    board.say(line)
         status = "FINISHED"
     except Stopped as stopped:
         status = "KILLED"
@@ -122,8 +128,6 @@ def tune(config: SweepConfig, board: Board | None = None) -> dict[str, Any]:
     finally:
         board.close()
         writer.finish(status, FINISH_SECONDS)
-    for line in closing(config, summary):
-        board.say(line)
     place = run_place(parent.uri, parent.experiment, parent.run_name, (writer.experiment_id, writer.run_id))
     for name, where in (
         ("best", f"{sweep.folder}/{BEST}   (python -m metamixer_ray.train --config takes it)"),
@@ -134,6 +138,33 @@ def tune(config: SweepConfig, board: Board | None = None) -> dict[str, Any]:
         if where:
             board.say(f"{name:<9} {where}")
     return summary
+
+
+def publish(config: SweepConfig, sweep: Sweep, summary: Mapping[str, Any], writer: MlflowWriter) -> None:
+    """Write what was found to the sweep's folder and to its MLflow run."""
+    sweep.folder.write_json(SUMMARY, summary)
+    for name in (BEST, SUMMARY):
+        writer.log_artifact(sweep.folder.read(name) or b"", name)
+    writer.log_metrics(parent_metrics(summary), 0)
+    writer.set_tags({"mlflow.note.content": "\n\n".join([*closing(config, summary), *refitted(summary)])})
+
+
+def draw(config: SweepConfig, sweep: Sweep, search: Ledger, writer: MlflowWriter, board: Board) -> None:
+    """Draw the sweep's figures; without them it is still whole."""
+    try:
+        figures = sweep_figures(config, search)
+    except Exception as error:
+        board.warn(f"the figures could not be drawn: {error}")
+        return
+    for name, png in figures.items():
+        sweep.folder.write(f"figures/{name}.png", png)
+        writer.log_artifact(png, f"figures/{name}.png")
+
+
+def best_config(training: TrainConfig, best: Trial) -> TrainConfig:
+    """What ``train --config`` takes to train with the best settings: on the whole training set, and tested."""
+    chosen = with_settings(training, {**best.settings, "test": True})
+    return replace(chosen, run=replace(chosen.run, name=None, resume=False))
 
 
 def announce(
@@ -173,12 +204,12 @@ def plan_trials(
         training=plain_settings(config.training),
         objective=config.objective,
         resources=resources,
-        startable=startable(config.training.placement.grows_to),
         facts=data_facts(splits),
         tracking_uri=parent.uri,
         artifact_location=parent.artifact_location,
         parent_run_id=parent_run_id,
         tags={"data": config.training.dataset.data, "mlflow.note.content": f"A trial of the sweep {sweep.name}."},
+        environment={name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")},
     )
 
 

@@ -8,19 +8,19 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import ray
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
 from metamixer_ray.capacity import WorkerResources, room
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.errors import ConfigError
-from metamixer_ray.growth import NodeType, startable
+from metamixer_ray.growth import Growth, startable
 from metamixer_ray.placement import cluster_nodes, worker_resources
 from metamixer_ray.sweeps.config import SweepConfig
 from metamixer_ray.sweeps.proposing import Proposer
@@ -29,6 +29,8 @@ from metamixer_ray.sweeps.watching import Watcher
 
 # A trial's own process reserves so much of the driver's node: nothing that a worker could want.
 _SLIVER = 1e-3
+# Of this node's free memory for the trials' own processes, and what one takes with its controller.
+MEMORY_SHARE, TRIAL_BYTES = 0.8, 0.75e9
 # Between two looks at how large the cluster is.
 ASK_SECONDS = 2.0
 
@@ -48,6 +50,8 @@ class EngineOptions:
 def run_trials(plan: SweepPlan, proposer: Proposer, samples: int, options: EngineOptions, watcher: Watcher) -> None:
     """Run what ``proposer`` proposes, ``samples`` trials in all, and tell ``watcher``; returns when none is left."""
     quiet = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "3600"}
+    # A trial says now and then that it is still there, and nothing else.
+    quiet["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
     if not options.verbose:
@@ -77,38 +81,6 @@ def run_trials(plan: SweepPlan, proposer: Proposer, samples: int, options: Engin
         ).fit()
 
 
-def build_scheduler(config: SweepConfig, curves: Mapping[str, Mapping[int, float]]) -> TrialScheduler:
-    """The scheduler that the options name, over epochs.
-
-    Args:
-        curves: scores after each epoch of the trials of an earlier attempt, by their names; asha compares with them.
-    """
-    if config.scheduler == "asha":
-        asha = AsyncHyperBandScheduler(
-            metric="score",
-            mode="max",
-            time_attr="epoch",
-            max_t=config.training.epochs,
-            grace_period=config.grace,
-            reduction_factor=config.reduction_factor,
-        )
-        for name, curve in curves.items():
-            for epoch, score in sorted(curve.items()):
-                # Whether it would go on is no question any more: what counts is that the rungs know of it.
-                asha._brackets[0].on_result(SimpleNamespace(trial_id=name), epoch, score)
-        return asha
-    if config.scheduler == "median":
-        return MedianStoppingRule(
-            metric="score",
-            mode="max",
-            time_attr="epoch",
-            grace_period=config.grace,
-            # It would otherwise pause trials until there are enough to compare, and ours can't be paused.
-            min_time_slice=float("inf"),
-        )
-    return FIFOScheduler()
-
-
 def trial_resources(config: TrainConfig) -> WorkerResources:
     """What each worker of a trial reserves: one CPU, or a GPU and its share of the CPUs, unless the options say else.
 
@@ -132,26 +104,41 @@ def trial_resources(config: TrainConfig) -> WorkerResources:
 
 
 class Room:
-    """How many trials of ``workers`` workers the cluster holds at its autoscaling maximum, as it is now; at least 1.
+    """How many workers the cluster holds at its autoscaling maximum.
 
     Args:
-        most: never more than so many.
-        types: of nodes that the autoscaler may start.
+        resources: what each worker reserves.
+        growth: what the autoscaler may start.
     """
 
-    def __init__(
-        self, resources: WorkerResources, workers: int, most: int | None, types: Sequence[NodeType] = ()
-    ) -> None:
-        self._resources, self._workers, self._most, self._types = resources, workers, most, types
-        self._held, self._ask_at = 1, 0.0
+    def __init__(self, resources: WorkerResources, growth: Growth) -> None:
+        self._resources, self._growth = resources, growth
+        self._places = self._most = self._ask_at = 0.0
 
-    def __call__(self) -> int:
-        """Asked many times a second, so the cluster isn't asked each time."""
+    def places(self) -> int:
+        """As it is now. Asked many times a second, so the cluster isn't asked each time."""
         if (now := time.monotonic()) >= self._ask_at:
             self._ask_at = now + ASK_SECONDS
-            held = room(cluster_nodes(self._types), self._resources.cpus, self._resources.gpus) // self._workers
-            self._held = max(1, min(held, self._most or held))
-        return self._held
+            self._places = room(cluster_nodes(self._growth), self._resources.cpus, self._resources.gpus)
+            self._most = max(self._most, self._places)
+        return int(self._places)
+
+    def check(self, workers: int) -> None:
+        """Refuse more workers than there has ever been room for; nodes that are gone for a while may come again.
+
+        Raises:
+            ConfigError: says how many there can be.
+        """
+        self.places()
+        if workers > self._most:
+            raise ConfigError(
+                f"--peers: {workers} workers with {self._resources} are more than the cluster can hold ({self._most:g})"
+            )
+
+
+def most_at_once(config: SweepConfig) -> int:
+    """How many trials may run at once: what the options say, else as many as this node has memory for beside it."""
+    return config.max_concurrent or max(1, int(psutil.virtual_memory().available * MEMORY_SHARE / TRIAL_BYTES))
 
 
 class _Halt(tune.Stopper):
@@ -192,4 +179,4 @@ class _Forward(tune.Callback):
         self._watcher.ended(trial.config["number"], trial.last_result or {})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._watcher.broke(trial.config["number"], trial.get_error())
+        self._watcher.broke(trial.config["number"])

@@ -21,6 +21,13 @@ class Gain:
     defaults: tuple[float, ...]
     best: tuple[float, ...]
     maximised: bool = True
+    failed: tuple[str, ...] = ()
+    """Of the further trainings those that failed: with what, and why. Their seeds count for neither."""
+
+    @property
+    def seeds(self) -> int:
+        """Seeds on which both came to their end."""
+        return len(self.best)
 
     @property
     def mean(self) -> float:
@@ -71,11 +78,12 @@ def importance(
 
 
 def common_epoch(curves: Sequence[Mapping[int, float]]) -> int | None:
-    """The last epoch at which enough trials can be compared: every one that wasn't stopped earlier reached it."""
+    """The last epoch that enough trials reached to be compared there: half of them, and no fewer than the least."""
     reached = sorted((max(curve) for curve in curves if curve), reverse=True)
     if not reached:
         return None
-    return reached[min(LEAST_POINTS, len(reached)) - 1]
+    enough = max(LEAST_POINTS, (len(reached) + 1) // 2)
+    return reached[min(enough, len(reached)) - 1]
 
 
 def _column(values: Sequence[Any]) -> list[float]:

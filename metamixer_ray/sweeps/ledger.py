@@ -16,6 +16,8 @@ Status = Literal["running", "finished", "stopped", "failed"]
 TRIAL = "trial.json"
 # Is there when a trial has let go of its workers and of its MLflow run.
 ENDED = ".ended"
+# Holds why a trial broke, for whoever is told only that it did.
+BROKE = ".broke"
 
 
 @dataclass(frozen=True, kw_only=True)

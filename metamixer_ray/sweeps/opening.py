@@ -82,10 +82,9 @@ def open_sweep(config: SweepConfig) -> Sweep:
 
 
 def create_sweep(sweep: Sweep, config: SweepConfig) -> None:
-    """Make a new sweep's folder; one that is there stays as it is."""
-    if not sweep.folder.exists(SWEEP):
-        sweep.folder.create()
-        sweep.folder.write(SWEEP, yaml.safe_dump({"key": sweep.key, **sweep_facts(config)}, sort_keys=False))
+    """Make a new sweep's folder, or note the options that a resumed one goes on with."""
+    sweep.folder.create()
+    sweep.folder.write(SWEEP, yaml.safe_dump({"key": sweep.key, **sweep_facts(config)}, sort_keys=False))
 
 
 def _facts_of(folder: RunFolder) -> dict[str, Any]:

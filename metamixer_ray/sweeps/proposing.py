@@ -5,6 +5,7 @@ and which can't be told of earlier points in a conditional space.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ class Tpe:
     def __init__(self, space: Space, *, seed: int, random_first: int) -> None:
         self._space, self._seed, self._random_first = as_apply(dict(space)), seed, random_first
         self._trials = Trials()
+        self._refused = 0
         self._domain = Domain(lambda point: point, self._space)
 
     def propose(self, number: int, attempt: int = 0) -> tuple[Settings, dict[str, Any]]:
@@ -43,11 +45,16 @@ class Tpe:
             self._domain,
             self._trials,
             seed=int(rng.integers(2**31)),
-            n_startup_jobs=self._random_first,
+            n_startup_jobs=self._random_first + self._refused,
             verbose=False,
         )
         labels = {label: _number(values[0]) for label, values in document["misc"]["vals"].items() if len(values)}
         return flattened(space_eval(self._space, labels)), labels
+
+    def refuse(self, labels: Mapping[str, Any]) -> None:
+        """A point can't work, and was not tried."""
+        self._refused += 1
+        self.tell(labels, None)
 
     def tell(self, labels: Mapping[str, Any], score: float | None) -> None:
         """How good a point was, the more the better; None when it failed."""
@@ -68,6 +75,22 @@ class Tpe:
         self._trials.refresh()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the cluster, and the person, allow."""
+
+    samples: int
+    """Trials in all."""
+    most: int
+    """Trials at once."""
+    places: Callable[[], int]
+    """Workers that the cluster can hold now; asked again and again, since it may grow and shrink."""
+    workers: Callable[[Settings], int]
+    """The workers of a trial; raises ``UserError`` for settings that can't work together."""
+    placeable: Callable[[int], object]
+    """Raises ``UserError`` for more workers than there can ever be."""
+
+
 class Proposer(Searcher):
     """Ray Tune's searcher of a sweep; gives what :class:`~metamixer_ray.sweeps.trial.PeersTrial` takes.
 
@@ -75,9 +98,9 @@ class Proposer(Searcher):
         ledger: where trials are recorded. Those that it holds already as running go on first.
         points: settings to try first, each with its origin.
         tpe: proposes what comes after them; None when nothing does.
-        samples: trials in all.
-        at_once: how many trials the cluster can hold now; asked again and again, since it may grow and shrink.
-        check: raises ``UserError`` for settings that can't work together; tpe then proposes others.
+        limits: see there. One trial is begun even where there is no room now: nodes may come for it.
+        never: is told the number of a trial of ``points`` that can't work, and why.
+        left_out: is told once why tpe's proposals were left out.
         halted: whether nothing more is to be begun.
     """
 
@@ -86,18 +109,21 @@ class Proposer(Searcher):
         ledger: Ledger,
         points: Sequence[tuple[Settings, str]],
         tpe: Tpe | None,
-        samples: int,
-        at_once: Callable[[], int],
-        check: Callable[[Settings], object],
+        limits: Limits,
+        *,
+        never: Callable[[int, str], None] = lambda number, reason: None,
+        left_out: Callable[[str], None] = lambda reason: None,
         halted: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(metric="score", mode="max")
-        self._ledger, self._tpe, self._samples = ledger, tpe, samples
-        self._at_once, self._check, self._halted = at_once, check, halted
+        self._ledger, self._tpe, self._limits = ledger, tpe, limits
+        self._never, self._left_out, self._halted = never, left_out, halted
         self._again = [trial for trial in ledger.trials() if not trial.over]
         known = [trial.settings for trial in ledger.trials() if trial.origin != "tpe"]
         self._points = [point for point in points if point[0] not in known]
-        self._running: dict[str, Trial] = {}
+        self._running: dict[str, tuple[Trial, int]] = {}
+        self._waiting: Trial | None = None
+        self._told: set[str] = set()
         for trial in ledger.trials() if tpe is not None else ():
             self._remember(trial)
 
@@ -107,51 +133,85 @@ class Proposer(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """See :class:`ray.tune.search.Searcher`."""
-        number = len(self._ledger.trials())
         if self._halted():
             return Searcher.FINISHED
-        if not self._again and (number >= self._samples or not (self._points or self._tpe)):
+        if self._waiting is None:
+            if not self._has_room(1):
+                # What is over there decides what comes next, so nothing is drawn before there is room for it.
+                return None if self._more() else Searcher.FINISHED
+            self._waiting = self._next()
+        if (trial := self._waiting) is None:
             return Searcher.FINISHED
-        if len(self._running) >= self._at_once():
+        workers = self._limits.workers(trial.settings)
+        if not self._has_room(workers):
             return None
-        if self._again:
-            trial = self._again.pop(0)
-        elif self._points:
-            trial = self._ledger.add(*self._points.pop(0))
-        else:
-            trial = self._propose(number)
-        self._running[trial_id] = trial
+        self._waiting = None
+        self._running[trial_id] = (trial, workers)
         return {"number": trial.number, "settings": trial.settings}
+
+    def _has_room(self, workers: int) -> bool:
+        if not self._running:
+            return True
+        taken = sum(size for _, size in self._running.values())
+        return len(self._running) < self._limits.most and taken + workers <= self._limits.places()
+
+    def _more(self) -> bool:
+        unfinished = len(self._ledger.trials()) < self._limits.samples and bool(self._points or self._tpe)
+        return bool(self._again) or unfinished
+
+    def _next(self) -> Trial | None:
+        """What is to be tried next; None when there is nothing more."""
+        while self._more():
+            if self._again:
+                return self._again.pop(0)
+            if not self._points:
+                return self._propose(len(self._ledger.trials()))
+            trial = self._ledger.add(*self._points.pop(0))
+            try:
+                self._check(trial.settings)
+            except UserError as error:
+                self._never(trial.number, str(error).splitlines()[0])
+            else:
+                return trial
+        return None
+
+    def _check(self, settings: Settings) -> None:
+        self._limits.placeable(self._limits.workers(settings))
 
     def _remember(self, trial: Trial) -> None:
         """Tell what an earlier attempt of the sweep saw of a trial."""
         assert self._tpe is not None
         for labels in trial.refused:
-            self._tpe.tell(labels, None)
+            self._tpe.refuse(labels)
         if trial.over and trial.labels:
             self._tpe.tell(trial.labels, None if trial.status == "failed" else trial.score)
 
-    def _propose(self, number: int) -> Trial:
+    def _propose(self, number: int) -> Trial | None:
         assert self._tpe is not None
         refused: list[dict[str, Any]] = []
         while True:
             settings, labels = self._tpe.propose(number, len(refused))
             try:
                 self._check(settings)
-            except UserError:
-                self._tpe.tell(labels, None)
+            except UserError as error:
+                self._tpe.refuse(labels)
                 refused.append(labels)
+                if (reason := str(error).splitlines()[0]) not in self._told:
+                    self._told.add(reason)
+                    self._left_out(reason)
                 if len(refused) < _ATTEMPTS:
                     continue
-                # The trial itself will say what is wrong with them.
+                self._left_out(f"{_ATTEMPTS} proposals in a row can't be tried, so there are no more")
+                self._tpe = None
+                return None
             return self._ledger.add(settings, "tpe", labels, refused)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """See :class:`ray.tune.search.Searcher`."""
-        trial = self._running.pop(trial_id, None)
+        trial, _ = self._running.pop(trial_id, (None, 0))
         if trial is not None and self._tpe is not None and trial.labels:
             failed = error or result is None or "failed" in result
-            self._tpe.tell(trial.labels, None if failed or result is None else result["score"])
+            self._tpe.tell(trial.labels, None if failed or result is None else result.get("score"))
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles all that it is given, for a restoration of its own, which is never asked for.

@@ -12,7 +12,7 @@ from metamixer_ray.sweeps.engine import EngineOptions, Room, run_trials
 from metamixer_ray.sweeps.findings import Gain
 from metamixer_ray.sweeps.ledger import Ledger, Trial
 from metamixer_ray.sweeps.opening import CONFIRM, Sweep
-from metamixer_ray.sweeps.proposing import Proposer, Tpe
+from metamixer_ray.sweeps.proposing import Limits, Proposer, Tpe
 from metamixer_ray.sweeps.spaces import Settings
 from metamixer_ray.sweeps.trial import SweepPlan, objectives, score_of
 from metamixer_ray.sweeps.watching import Watcher
@@ -27,12 +27,14 @@ class Stages:
     """How the trials of a sweep are run, be it to search or to confirm.
 
     Attributes:
+        most: trials at once.
         parent: the id of the sweep's MLflow run, once it is known.
     """
 
     config: SweepConfig
     plan: SweepPlan
     room: Room
+    most: int
     parent: Callable[[], str | None]
 
     def run(
@@ -52,14 +54,29 @@ class Stages:
         for trial in ledger.trials():
             if trial.over:
                 board.known(trial)
-        proposer = Proposer(ledger, points, tpe, samples, self.room, self.plan.check, halt.is_set)
         options = EngineOptions(
             halted=halt.is_set,
             failures=self.config.trial_failures,
             scheduler=scheduler,
             verbose=self.config.training.run.verbose,
         )
+        limits = Limits(
+            samples=samples,
+            most=self.most,
+            places=self.room.places,
+            workers=lambda settings: self.plan.config(settings).workers,
+            placeable=self.room.check,
+        )
         with Watcher(self.plan, ledger, self.config.training.epochs, board, self.parent, halt.is_set) as watcher:
+            proposer = Proposer(
+                ledger,
+                points,
+                tpe,
+                limits,
+                never=watcher.never_began,
+                left_out=lambda reason: board.warn(f"left out of the search: {reason}"),
+                halted=halt.is_set,
+            )
             if all(trial.over for trial in ledger.trials()) and len(ledger.trials()) >= samples:
                 return
 
@@ -89,7 +106,7 @@ def curves(plan: SweepPlan, ledger: Ledger) -> dict[str, dict[int, float]]:
 
 
 def confirm(stages: Stages, sweep: Sweep, best: Trial, board: Board) -> Gain | None:
-    """Train the defaults and the best settings with further seeds; None where no pair of them came to its end."""
+    """Train the defaults and the best settings with further seeds; None where there is nothing to confirm."""
     config, plan = stages.config, stages.plan
     if config.confirm_seeds == 0 or not best.settings:
         return None
@@ -110,11 +127,12 @@ def confirm(stages: Stages, sweep: Sweep, best: Trial, board: Board) -> Gain | N
     finally:
         again.close()
     values: dict[str, dict[int, float]] = {"defaults": {}, "best": {}}
+    failed = []
     for trial in ledger.trials():
         if trial.status == "finished" and trial.objective is not None:
             values[trial.origin][trial.settings["seed"]] = trial.objective
+        else:
+            failed.append(f"{trial.origin}, seed {trial.settings['seed']}: {trial.reason}")
     seeds = sorted(values["defaults"].keys() & values["best"].keys())
-    if not seeds:
-        return None
     before, after = (tuple(values[origin][seed] for seed in seeds) for origin in ("defaults", "best"))
-    return Gain(before, after, config.maximised)
+    return Gain(before, after, config.maximised, tuple(failed))

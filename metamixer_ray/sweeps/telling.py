@@ -11,9 +11,23 @@ from metamixer_ray.tracking.board import settings_text
 
 
 def summarise(
-    config: SweepConfig, trials: Sequence[Trial], order: Sequence[Trial], gain: Gain | None, wall_seconds: float
+    config: SweepConfig,
+    trials: Sequence[Trial],
+    order: Sequence[Trial],
+    gain: Gain | None,
+    *,
+    search_seconds: float,
+    wall_seconds: float,
 ) -> dict[str, Any]:
-    """The content of a sweep's ``summary.json``."""
+    """The content of a sweep's ``summary.json``.
+
+    Args:
+        trials: of the search.
+        order: those of them that can be compared, the best first.
+        gain: of the best settings over the defaults.
+        search_seconds: that this attempt spent in the search.
+        wall_seconds: of this attempt so far.
+    """
 
     def told(trial: Trial) -> dict[str, Any]:
         return {name: getattr(trial, name) for name in ("number", "objective", "epochs", "status", "settings")}
@@ -28,9 +42,10 @@ def summarise(
         "gain": None
         if gain is None
         else {
-            "seeds": len(gain.best),
-            "mean": gain.mean,
+            "seeds": gain.seeds,
+            "mean": gain.mean if gain.seeds else None,
             "deviation": gain.deviation,
+            "failed": list(gain.failed),
             "defaults": list(gain.defaults),
             "best": list(gain.best),
         },
@@ -38,6 +53,7 @@ def summarise(
             status: sum(1 for t in trials if t.status == status) for status in ("finished", "stopped", "failed")
         },
         "training_seconds": sum(trial.seconds for trial in trials),
+        "search_seconds": search_seconds,
         "wall_seconds": wall_seconds,
     }
 
@@ -50,16 +66,15 @@ def closing(config: SweepConfig, summary: Mapping[str, Any]) -> list[str]:
     if default and default["objective"] is not None:
         epochs = f" after {default['epochs']} epochs" if default["status"] == "stopped" else ""
         lines.append(f"defaults: {text(default['objective'])}{epochs}")
-    if gain:
+    if gain and gain["seeds"]:
         unit, factor = ("", 1.0) if config.objective == "nll" else (" points", 100.0)
-        spread = "" if gain["deviation"] is None else f" ± {factor * gain['deviation']:.2f}"
+        spread = "" if gain["deviation"] is None else f" (sd {factor * gain['deviation']:.2f})"
+        number = f"{gain['seeds']} further seed{'s' * (gain['seeds'] > 1)}"
         lines.append(
-            f"gain over the defaults: {factor * gain['mean']:+.2f}{spread}{unit}, {gain['seeds']} further seeds each, "
+            f"gain over the defaults: {factor * gain['mean']:+.2f}{unit}{spread}, mean of {number}, "
             f"validation ({text(fmean(gain['defaults']))} -> {text(fmean(gain['best']))})"
         )
-    for name, found in (summary.get("refit") or {}).items():
-        top1 = fmean(peer["top1"] for peer in found["peers"])
-        lines.append(f"test, {name} on the whole training set: {100 * top1:.2f} % (mean of the peers)")
+    lines += [f"a further seed failed: {failed}" for failed in (gain or {}).get("failed", ())]
     counts = summary["trials"]
     lines.append(
         f"{counts['finished']} trials trained to the end, {counts['stopped']} stopped early, {counts['failed']} failed"
@@ -67,12 +82,21 @@ def closing(config: SweepConfig, summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def refitted(summary: Mapping[str, Any]) -> list[str]:
+    """What is told of the trainings on the whole training set."""
+    return [
+        f"test, {name} on the whole training set: {100 * fmean(peer['top1'] for peer in found['peers']):.2f} % "
+        "(mean of the peers)"
+        for name, found in (summary.get("refit") or {}).items()
+    ]
+
+
 def parent_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     """The sweep's own metrics in MLflow."""
     metrics = {"best/objective": summary["best"]["objective"]}
     if summary["defaults"] and summary["defaults"]["objective"] is not None:
         metrics["defaults/objective"] = summary["defaults"]["objective"]
-    if summary["gain"]:
+    if summary["gain"] and summary["gain"]["seeds"]:
         metrics["gain"] = summary["gain"]["mean"]
     for status, number in summary["trials"].items():
         metrics[f"trials/{status}"] = float(number)

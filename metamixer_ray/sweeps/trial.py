@@ -4,6 +4,7 @@ The trial's own process only waits: it reserves next to nothing, and runs where 
 is an ordinary run folder, so a trial that is taken up again goes on from its last checkpoint.
 """
 
+import os
 import queue
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,21 +14,22 @@ from typing import Any
 
 from ray import tune
 
-from metamixer_ray.capacity import WorkerResources, room
+from metamixer_ray.capacity import WorkerResources
 from metamixer_ray.config import TrainConfig, flatten, from_settings
-from metamixer_ray.errors import ConfigError, TrainingDiverged, UserError
+from metamixer_ray.errors import TrainingDiverged, UserError
 from metamixer_ray.fitting import fit
 from metamixer_ray.folder import RunFolder
-from metamixer_ray.growth import NodeType
 from metamixer_ray.keeping import TrackingPlan, tracked_parameters
-from metamixer_ray.placement import cluster_nodes, connect
+from metamixer_ray.placement import connect
+from metamixer_ray.reporting import first_line
 from metamixer_ray.runs import METRICS, write_run
 from metamixer_ray.sweeps.config import ObjectiveName
-from metamixer_ray.sweeps.ledger import ENDED
+from metamixer_ray.sweeps.ledger import BROKE, ENDED
 from metamixer_ray.tracking import Journal
 
 WORST_NLL = 100.0
 STOP_SECONDS = 30.0
+SILENCE_SECONDS = 2.0
 REACH_SECONDS = 5.0
 
 
@@ -43,14 +45,14 @@ class SweepPlan:
     """All settings of the sweep's training, flat."""
     objective: ObjectiveName
     resources: WorkerResources
-    startable: tuple[NodeType, ...] = ()
-    """Nodes that the cluster's autoscaler may start."""
     facts: Mapping[str, Any]
     """What ``run.json`` tells of the data."""
     tracking_uri: str
     artifact_location: str | None
     parent_run_id: str | None
     tags: Mapping[str, str]
+    environment: Mapping[str, str]
+    """How MLflow is reached; processes of a cluster that was joined don't have the driver's environment."""
 
     def config(self, settings: Mapping[str, Any]) -> TrainConfig:
         """The configuration of a trial.
@@ -61,16 +63,6 @@ class SweepPlan:
         config = from_settings({**self.training, **settings}, source="trial")
         config.check()
         return config
-
-    def check(self, settings: Mapping[str, Any]) -> None:
-        """Refuse what can't work together, or needs more than the connected cluster can ever hold.
-
-        Raises:
-            UserError: names the option.
-        """
-        workers, resources = self.config(settings).workers, self.resources
-        if room(cluster_nodes(self.startable), resources.cpus, resources.gpus) < workers:
-            raise ConfigError(f"--peers: {workers} workers with {resources} are more than the cluster can hold")
 
     def tracking(self, name: str, settings: Mapping[str, Any]) -> TrackingPlan:
         """How a trial is written to MLflow."""
@@ -119,6 +111,7 @@ class PeersTrial(tune.Trainable):
     def setup(self, config: dict[str, Any], plan: SweepPlan | None = None) -> None:
         """See :class:`ray.tune.Trainable`; ``config`` has the ``number`` and the ``settings``."""
         assert plan is not None
+        os.environ.update(plan.environment)
         self._plan, self._settings = plan, config["settings"]
         self._name = f"{config['number']:04d}"
         self._folder = RunFolder(plan.folder).inside(self._name)
@@ -128,14 +121,21 @@ class PeersTrial(tune.Trainable):
         self._last: dict[str, Any] = {}
 
     def step(self) -> dict[str, Any]:
-        """The next epoch that was evaluated; ``done`` with the last one, and when the trial failed for good."""
+        """The next epoch that was evaluated; ``done`` with the last one, and when the trial failed for good.
+
+        Tune can't stop a trial in the midst of a step, so a long epoch is many steps that say nothing.
+        """
         if self._thread is None:
             self._thread = threading.Thread(target=self._train, name="trial", daemon=True)
             self._thread.start()
-        news = self._news.get()
+        try:
+            news = self._news.get(timeout=SILENCE_SECONDS)
+        except queue.Empty:
+            return {"done": False}
         if isinstance(news, UserError | TrainingDiverged):
             return self._ended(failed=str(news).splitlines()[0])
         if isinstance(news, BaseException):
+            self._folder.write(BROKE, first_line(news))
             raise news
         if news is None:
             return self._ended()
@@ -168,12 +168,12 @@ class PeersTrial(tune.Trainable):
         try:
             config = plan.config(self._settings)
             connect(config.placement, verbose=config.run.verbose)
-            self._plan.check(self._settings)
             rows = Journal(folder.filesystem, folder.path(METRICS)).rows()
             if rows:
                 # Those before the last were told before the trial was interrupted.
                 self._tell(rows[-1])
             folder.remove(ENDED)
+            folder.remove(BROKE)
             write_run(folder, config, {**plan.facts, "key": f"{plan.key}-{self._name}"})
             tracking = plan.tracking(self._name, flatten(config))
             writer = tracking.writer()

@@ -8,15 +8,15 @@ from typing import Any, Protocol, Self
 
 from metamixer_ray.config import flatten
 from metamixer_ray.errors import UserError
-from metamixer_ray.reporting import cause_of, first_line
 from metamixer_ray.runs import METRICS, TRACKED
 from metamixer_ray.starting import give_back
-from metamixer_ray.sweeps.ledger import ENDED, Ledger, Trial
-from metamixer_ray.sweeps.trial import STOP_SECONDS, SweepPlan
+from metamixer_ray.sweeps.ledger import BROKE, ENDED, Ledger, Trial
+from metamixer_ray.sweeps.trial import REACH_SECONDS, STOP_SECONDS, SweepPlan
 from metamixer_ray.tracking import Journal
 from metamixer_ray.tracking.mlflow_writer import Status as MlflowStatus
 
-CLOSE_SECONDS = 60.0
+# For a store that answers, and for one that doesn't; what it then lacks is sent when the sweep is resumed.
+CLOSE_SECONDS, AWAY_SECONDS = 60.0, 2.0
 _WRITERS = 4
 _LOOK_SECONDS = 0.2
 _MLFLOW_STATUS: dict[str, MlflowStatus] = {
@@ -63,6 +63,7 @@ class Watcher:
     ) -> None:
         self._plan, self._ledger, self._epochs, self._board = plan, ledger, epochs, board
         self._parent, self._halted = parent, halted
+        self._warned: set[str] = set()
         self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="mlflow-close")
         for trial in ledger.trials():
             # What was over when the driver was killed, but not yet told to MLflow.
@@ -86,7 +87,7 @@ class Watcher:
 
     def reported(self, number: int, result: Mapping[str, Any]) -> None:
         """An epoch of a trial."""
-        if not result.get("failed"):
+        if "epoch" in result and not result.get("failed"):
             self._board.running(self._record(number, result))
 
     def ended(self, number: int, result: Mapping[str, Any]) -> None:
@@ -100,10 +101,16 @@ class Watcher:
         self._record(number, result)
         self._over(self._ledger.update(number, status="finished" if finished else "stopped"))
 
-    def broke(self, number: int, error: BaseException | None) -> None:
+    def never_began(self, number: int, reason: str) -> None:
+        """A trial whose settings can't work."""
+        self._ledger.place(number).write(ENDED, "")
+        self._over(self._ledger.update(number, status="failed", reason=reason))
+
+    def broke(self, number: int) -> None:
         """A trial failed as often as it may."""
         if not self._halted():
-            reason = "its process died" if error is None else first_line(cause_of(error))
+            told = self._ledger.place(number).read(BROKE)
+            reason = told.decode() if told else "its process died, often of a lack of memory on the driver's node"
             self._over(self._ledger.update(number, status="failed", reason=reason))
 
     def _record(self, number: int, result: Mapping[str, Any]) -> Trial:
@@ -122,6 +129,12 @@ class Watcher:
     def _close_later(self, trial: Trial) -> None:
         self._pool.submit(self._close, trial).add_done_callback(self._closed)
 
+    def _warn_once(self, text: str) -> None:
+        # What keeps one trial's writer from the store keeps all of them.
+        if text not in self._warned:
+            self._warned.add(text)
+            self._board.warn(text)
+
     def _closed(self, done: Future[None]) -> None:
         if (error := done.exception()) is not None:
             self._board.warn(f"a trial's MLflow run could not be closed: {error}")
@@ -138,7 +151,7 @@ class Watcher:
             settings = flatten(self._plan.config(trial.settings))
         except UserError:
             settings = {**self._plan.training, **trial.settings}
-        writer = self._plan.tracking(trial.name, settings).writer(self._board.warn)
+        writer = self._plan.tracking(trial.name, settings).writer(self._warn_once)
         writer.offer(Journal(folder.filesystem, folder.path(METRICS)).rows())
         if (parent := self._parent()) is not None:
             # Also when the store could not be reached when the trial began.
@@ -148,5 +161,7 @@ class Watcher:
             writer.set_tags({"sweep.reason": trial.reason})
         if trial.objective is not None:
             writer.log_metrics({"objective": trial.objective}, trial.epochs)
-        if writer.finish(_MLFLOW_STATUS[trial.status], CLOSE_SECONDS) and trial.over:
+        writer.wait(REACH_SECONDS)
+        patience = CLOSE_SECONDS if writer.run_id is not None else AWAY_SECONDS
+        if writer.finish(_MLFLOW_STATUS[trial.status], patience) and trial.over:
             folder.write(TRACKED, "")

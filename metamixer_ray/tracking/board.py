@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -9,7 +10,9 @@ from typing import Any, Protocol, TextIO
 
 MOST_ROWS = 8
 """Of running trials in the live table."""
-_SHORT = 64
+# What stands before the settings of a trial, and what they take at least.
+_BEFORE = 46
+_LEAST = 64
 
 
 class TrialView(Protocol):
@@ -58,6 +61,7 @@ class Board:
         self._best: TrialView | None = None
         self._began = time.monotonic()
         self._header = False
+        self._width = max(_LEAST, shutil.get_terminal_size((160, 24)).columns - _BEFORE)
         self._live: Any = None
         if self._stream.isatty() and os.environ.get("TERM") != "dumb":
             from rich.console import Console
@@ -85,7 +89,7 @@ class Board:
             self._header = True
             self.say(f"{'trial':>9}  {'':8} {'epochs':>7} {self._title():>8} {'best':>8}  settings")
         best = "-" if self._best is None else self.value(self._best.objective)
-        text = trial.reason if trial.status == "failed" else settings_text(trial.settings)
+        text = trial.reason if trial.status == "failed" else settings_text(trial.settings, self._width)
         epochs = f"{trial.epochs}/{self._epochs}"
         of = f"{self._ended}/{self._samples}"
         self.say(f"{of:>9}  {trial.status:8} {epochs:>7} {self.value(trial.objective):>8} {best:>8}  {text}")
@@ -151,18 +155,19 @@ class Board:
                 f"trial {trial.number}",
                 f"{trial.epochs}/{self._epochs}",
                 self.value(trial.objective),
-                settings_text(trial.settings),
+                settings_text(trial.settings, self._width),
             )
         if len(self._running) > MOST_ROWS:
             table.add_row("...", "", "", f"and {len(self._running) - MOST_ROWS} more")
         self._live.update(table, refresh=True)
 
 
-def settings_text(settings: Mapping[str, Any], length: int = _SHORT) -> str:
-    """Settings on one line: ``pairing=free local_alpha=0.4``; nothing changed is ``defaults``."""
-    words = []
+def settings_text(settings: Mapping[str, Any], length: int) -> str:
+    """Settings on one line, what was chosen by name first: ``pairing=free local_alpha=0.4``; none are ``defaults``."""
+    words: list[tuple[bool, str]] = []
     for name, value in settings.items():
         items = value if isinstance(value, list | tuple) else [value]
-        words.append(f"{name}={','.join(f'{item:g}' if isinstance(item, float) else str(item) for item in items)}")
-    text = " ".join(words) or "defaults"
-    return text if len(text) <= length else text[: length - 3] + "..."
+        text = ",".join(f"{item:.3g}" if isinstance(item, float) else str(item) for item in items)
+        words.append((not all(isinstance(item, str) for item in items), f"{name}={text}"))
+    line = " ".join(word for _, word in sorted(words, key=lambda word: word[0])) or "defaults"
+    return line if len(line) <= length else line[: length - 3] + "..."

@@ -35,7 +35,13 @@ def environment_tags() -> dict[str, str]:
 def source_tags(command: str) -> dict[str, str]:
     """The tags with which MLflow's UI shows where a run came from."""
     in_job = bool(os.environ.get("RAY_JOB_SUBMISSION_ID") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
-    return {"mlflow.source.name": masked(command), "mlflow.source.type": "JOB" if in_job else "LOCAL"}
+    # The UI shows what follows the last slash of the name, so the arguments have a tag of their own.
+    program = " ".join(command.split()[:3])
+    return {
+        "mlflow.source.name": masked(program),
+        "mlflow.source.type": "JOB" if in_job else "LOCAL",
+        "command": masked(command),
+    }
 
 
 def repeat_command(module: str, arguments: Sequence[str] | None = None) -> str:

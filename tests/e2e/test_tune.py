@@ -66,6 +66,7 @@ def swept(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     (storage / "mixing.py").write_text(MIXING)
     (storage / "rates.py").write_text(RATES)
     (storage / "diverges.yaml").write_text(yaml.safe_dump({"lr": 1e12, "batch_size": 4}))
+    (storage / "breaks.yaml").write_text(yaml.safe_dump({"peers": ["tests.e2e.own_parts:breaks_later", "resnet8"]}))
     folder = storage / "runs" / "swept"
     killed: list[int] = []
 
@@ -80,9 +81,10 @@ def swept(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     killer.start()
     config = SweepConfig(
         space=(str(storage / "mixing.py"), str(storage / "rates.py")),
-        samples=5,
+        samples=6,
         random_first=2,
-        first=(str(storage / "diverges.yaml"),),
+        first=(str(storage / "diverges.yaml"), str(storage / "breaks.yaml")),
+        trial_failures=0,
         grace_epochs=1,
         reduction_factor=2,
         confirm_seeds=1,
@@ -95,12 +97,14 @@ def swept(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
 
 def test_every_trial_has_an_end_and_a_reason(swept: Swept) -> None:
     trials = _trials(swept.folder)
-    assert len(trials) == 5
+    assert len(trials) == 6
     assert swept.killed == 1
-    defaults, diverged, *others = trials
+    defaults, diverged, broken, *others = trials
     assert (defaults.origin, defaults.settings, defaults.status) == ("defaults", {}, "finished")
     assert (diverged.origin, diverged.status) == ("first", "failed")
     assert "non-finite values" in diverged.reason
+    assert (broken.origin, broken.status) == ("first", "failed")
+    assert "worn out" in broken.reason
     assert {trial.status for trial in others} <= {"finished", "stopped"}
     assert any(trial.status == "stopped" and trial.epochs < EPOCHS for trial in trials)
     assert all("lr" in trial.settings and "pairing" in trial.settings for trial in others)
@@ -150,7 +154,7 @@ def test_mlflow_holds_a_parent_and_a_child_per_trial(swept: Swept) -> None:
         *("figures/sweep-history.png", "figures/sweep-curves.png", "figures/sweep-settings.png")
     }
     children = {r.info.run_name: r for r in runs if r.data.tags["sweep"] == "swept" and r is not parent}
-    assert len(children) == 5
+    assert len(children) == 6
     for trial in _trials(swept.folder):
         child = children[f"swept-{trial.name}"]
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -158,7 +162,7 @@ def test_mlflow_holds_a_parent_and_a_child_per_trial(swept: Swept) -> None:
         assert child.info.status == ("FAILED" if trial.status == "failed" else "FINISHED")
         float(child.data.params["lr"])  # a number, for parallel coordinates
         if trial.status == "failed":
-            assert "non-finite" in child.data.tags["sweep.reason"]
+            assert child.data.tags["sweep.reason"] == trial.reason
             continue
         assert child.data.metrics["objective"] == pytest.approx(trial.objective)
         steps = [metric.step for metric in client.get_metric_history(child.info.run_id, "peers/top1_mean")]
@@ -174,7 +178,8 @@ def test_the_same_name_and_a_typo_are_refused_before_anything_runs(swept: Swept)
 
 
 def test_a_killed_sweep_goes_on(ray_cluster: str, tmp_path: Path) -> None:
-    (tmp_path / "rates.py").write_text(RATES.replace("0.001, ", ""))
+    # The second trial is what the defaults are as well.
+    (tmp_path / "rates.py").write_text(RATES.replace("0.001, 0.05", "0.1"))
     own = ["--space", str(tmp_path / "rates.py"), "--search", "grid", "--scheduler", "none", "--confirm-seeds", "0"]
     words = [*own, *tiny.flags(tmp_path, name="killed", epochs=EPOCHS), "--address", ray_cluster]
     folder = tmp_path / "runs" / "killed"
@@ -196,9 +201,39 @@ def test_a_killed_sweep_goes_on(ray_cluster: str, tmp_path: Path) -> None:
     assert {run.info.status for run in runs} == {"FINISHED"}
     for number in range(2):
         assert [row["epoch"] for row in tiny.rows(folder / "trials" / f"000{number}")] == list(range(1, EPOCHS + 1))
+    # The one that was interrupted ended as the one that was not.
+    tiny.assert_same_weights(folder / "trials" / "0000", folder / "trials" / "0001", peers=2)
     nothing = tiny.command(*words, "--resume", "--samples", "3", "--grace-epochs", "2", module="metamixer_ray.tune")
     assert nothing.returncode == 2
     assert "--grace-epochs is 2 but sweep 'killed' has None" in nothing.stderr
+
+
+def test_an_interrupted_sweep_lets_go_at_once_however_long_its_epochs_are(ray_cluster: str, tmp_path: Path) -> None:
+    (tmp_path / "rates.py").write_text(RATES)
+    own = ["--space", str(tmp_path / "rates.py"), "--samples", "2", "--scheduler", "none", "--confirm-seeds", "0"]
+    # Nothing is told of a trial before its last epoch.
+    words = [*own, *tiny.flags(tmp_path, name="long", epochs=1000, evaluate_every=1000), "--address", ray_cluster]
+    trial = tmp_path / "runs" / "long" / "trials" / "0000"
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "metamixer_ray.tune", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert wait_for(lambda: (trial / "metrics.jsonl").exists())
+    finally:
+        driver.send_signal(signal.SIGINT)
+        told, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 130, told
+    assert "--name long --resume goes on" in told
+    # The trial's own process ended its training; it was not killed.
+    assert (trial / ".ended").exists()
+    assert not (trial / ".reserved").exists()
+    assert [trial.status for trial in _trials(tmp_path / "runs" / "long")] == ["running"]
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("metamixer_ray").experiment_id])
+    assert {run.info.run_name: run.info.status for run in runs} == {"long": "KILLED", "long-0000": "KILLED"}
 
 
 def test_a_sweep_uses_nodes_that_come_and_survives_those_that_go(

@@ -1,6 +1,7 @@
 """What is made of a sweep's trials: ranks, gains, importance, figures and lines."""
 
 import io
+import json
 import random
 from dataclasses import replace
 
@@ -8,14 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metamixer_ray.sweeps.config import SweepConfig
 from metamixer_ray.sweeps.findings import Gain, common_epoch, importance, ranked
 from metamixer_ray.sweeps.ledger import Trial
+from metamixer_ray.sweeps.telling import closing, parent_metrics, summarise
 from metamixer_ray.sweeps.trial import objective_of
 from metamixer_ray.tracking.board import Board, settings_text
 from metamixer_ray.tracking.figures import figure_png
 from metamixer_ray.tracking.figures.sweep_sheets import (
     Dot,
     Measure,
+    logarithmic,
     searched,
     sweep_curves,
     sweep_history,
@@ -52,6 +56,23 @@ def test_the_gain_is_that_of_pairs() -> None:
     assert Gain((1.5,), (1.25,), maximised=False).mean == pytest.approx(0.25)
 
 
+def test_further_seeds_that_failed_are_told() -> None:
+    config = SweepConfig()
+    trials = [trial(0, 0.5), trial(1, 0.6)]
+    for gain, told in (
+        (Gain((0.5,), (0.6,), failed=("best, seed 1: diverged",)), "+10.00 points, mean of 1 further seed, validation"),
+        (Gain((), (), failed=("best, seed 1: diverged", "best, seed 2: diverged")), None),
+        (Gain((0.5, 0.6), (0.6, 0.9)), "+20.00 points (sd 14.14), mean of 2 further seeds, validation"),
+    ):
+        summary = summarise(config, trials, ranked(trials, maximised=True), gain, search_seconds=3, wall_seconds=4)
+        lines = closing(config, json.loads(json.dumps(summary)))
+        assert sum(told is not None and told in line for line in lines) == (told is not None)
+        assert [line for line in lines if "failed: best" in line] == [
+            f"a further seed failed: {f}" for f in gain.failed
+        ]
+        assert ("gain" in parent_metrics(summary)) == (told is not None)
+
+
 def test_importance_finds_what_mattered() -> None:
     dice = random.Random(0)
     points = [
@@ -70,6 +91,8 @@ def test_importance_finds_what_mattered() -> None:
 def test_the_epoch_at_which_trials_are_compared() -> None:
     curves = [dict.fromkeys(range(1, last + 1), 0.5) for last in (1, 1, 1, 4, 4, 4, 4, 9, 9, 9, 9)]
     assert common_epoch(curves) == 4
+    assert common_epoch([*curves * 3]) == 4  # 17 of 33: half of them
+    assert common_epoch([*curves[3:] * 3]) == 9
     assert common_epoch([]) is None
 
 
@@ -78,6 +101,15 @@ def test_objectives() -> None:
     values = {kind: objective_of(row, kind) for kind in ("mean", "ensemble", "best", "worst", "nll")}  # type: ignore[arg-type]
     assert values == {"mean": 0.6, "ensemble": 0.8, "best": 0.7, "worst": 0.5, "nll": 50.5}
     assert objective_of({"peers": [{"loss": 1.0}], "ensemble": None}, "mean") is None
+
+
+def test_shares_are_drawn_as_they_are_and_rates_by_their_logarithm() -> None:
+    dice = random.Random(0)
+    assert not logarithmic([dice.random() for _ in range(30)])
+    assert not logarithmic([0.0002, *(dice.random() for _ in range(30))])
+    assert logarithmic([10 ** dice.uniform(-4, -1) for _ in range(30)])
+    assert not logarithmic([0.0, 1.0, 30.0])
+    assert not logarithmic([1.0, 2.0, 3.0])
 
 
 def dots() -> list[Dot]:
@@ -135,6 +167,7 @@ def test_a_log_has_a_line_per_trial_and_no_control_characters() -> None:
 
 
 def test_settings_on_a_line() -> None:
-    assert settings_text({}) == "defaults"
-    assert settings_text({"lr": 0.1, "mix_stages": [0, 1]}) == "lr=0.1 mix_stages=0,1"
-    assert len(settings_text({"a": "x" * 200})) == 64
+    assert settings_text({}, 64) == "defaults"
+    assert settings_text({"lr": 0.1, "mix_stages": [0, 1]}, 64) == "lr=0.1 mix_stages=0,1"
+    assert settings_text({"lr": 0.12345, "pairing": "free"}, 64) == "pairing=free lr=0.123"
+    assert len(settings_text({"a": "x" * 200}, 64)) == 64

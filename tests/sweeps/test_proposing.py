@@ -11,7 +11,7 @@ from metamixer_ray.config import from_settings
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.sweeps.ledger import Ledger
-from metamixer_ray.sweeps.proposing import Proposer, Tpe
+from metamixer_ray.sweeps.proposing import Limits, Proposer, Tpe
 
 SAMPLES = 14
 
@@ -33,12 +33,25 @@ def value(settings: dict[str, Any]) -> float:
     return (settings.get("pairing") == "within-class") - abs(settings.get("local_probability", 1.0) - 0.3)
 
 
-def proposer(folder: Path, at_once: int = 1) -> Proposer:
+def limits(samples: int = SAMPLES, most: int = 99, places: int = 2) -> Limits:
+    """Room for one trial of two peers, unless said else."""
+
+    def placeable(workers: int) -> None:
+        if workers > 4:
+            raise ConfigError(f"{workers} workers are more than the cluster can hold")
+
+    def workers(settings: dict[str, Any]) -> int:
+        config = from_settings(settings)
+        config.check()
+        return config.workers
+
+    return Limits(samples=samples, most=most, places=lambda: places, workers=workers, placeable=placeable)
+
+
+def proposer(folder: Path, allowed: Limits | None = None, **more: Any) -> Proposer:
     tpe = Tpe(space(), seed=0, random_first=6)
     points = [({}, "defaults"), ({"local_alpha": 0.5}, "first")]
-    return Proposer(
-        Ledger(RunFolder(str(folder))), points, tpe, SAMPLES, lambda: at_once, lambda s: from_settings(s).check()
-    )
+    return Proposer(Ledger(RunFolder(str(folder))), points, tpe, allowed or limits(), **more)
 
 
 def play(search: Proposer, until: int | None = None) -> list[dict[str, Any]]:
@@ -77,13 +90,56 @@ def test_settings_that_cannot_work_are_not_proposed(tmp_path: Path) -> None:
     assert [settings for settings in seen if settings.get("off_epochs", 0) > 0] == []
 
 
-def test_no_more_at_once_than_there_is_room_for(tmp_path: Path) -> None:
-    search = proposer(tmp_path, at_once=2)
+@pytest.mark.parametrize("allowed", [limits(places=4), limits(places=99, most=2)], ids=["places", "most"])
+def test_no_more_at_once_than_there_is_room_for(tmp_path: Path, allowed: Limits) -> None:
+    search = proposer(tmp_path, allowed)
     assert isinstance(search.suggest("a"), dict)
     assert isinstance(search.suggest("b"), dict)
     assert search.suggest("c") is None
     search.on_trial_complete("a", {"score": 0.5})
     assert isinstance(search.suggest("c"), dict)
+
+
+def test_one_trial_is_begun_though_there_is_no_room_now(tmp_path: Path) -> None:
+    """Nodes may come for it; those of a static cluster that are gone for a while come again."""
+    search = proposer(tmp_path, limits(places=0))
+    assert isinstance(search.suggest("a"), dict)
+    assert search.suggest("b") is None
+
+
+def test_a_larger_trial_waits_for_its_room_and_is_the_next(tmp_path: Path) -> None:
+    points = [({}, "grid"), ({"peers": ["resnet8"] * 3}, "grid"), ({"lr": 0.2}, "grid")]
+    search = Proposer(Ledger(RunFolder(str(tmp_path))), points, None, limits(samples=3, places=4))
+    assert search.suggest("a") == {"number": 0, "settings": {}}
+    assert search.suggest("b") is None
+    assert search.suggest("b") is None
+    search.on_trial_complete("a", {"score": 0.5})
+    assert search.suggest("b") == {"number": 1, "settings": {"peers": ["resnet8"] * 3}}
+
+
+def test_what_can_never_be_placed_is_recorded_with_the_reason(tmp_path: Path) -> None:
+    never: list[tuple[int, str]] = []
+    points = [({}, "grid"), ({"peers": ["resnet8"] * 5}, "grid"), ({"lr": 0.2}, "grid")]
+    ledger = Ledger(RunFolder(str(tmp_path)))
+    search = Proposer(ledger, points, None, limits(samples=3), never=lambda number, why: never.append((number, why)))
+    assert [search.suggest("a"), search.suggest("b")] == [{"number": 0, "settings": {}}, None]
+    search.on_trial_complete("a", {"score": 0.5})
+    assert search.suggest("b") == {"number": 2, "settings": {"lr": 0.2}}
+    assert never == [(1, "5 workers are more than the cluster can hold")]
+
+
+def test_a_space_of_which_nothing_can_be_placed_ends(tmp_path: Path) -> None:
+    told: list[str] = []
+    tpe = Tpe({"peers": hp.choice("peers", [["resnet8"] * 5, ["resnet8"] * 6])}, seed=0, random_first=2)
+    search = Proposer(
+        Ledger(RunFolder(str(tmp_path))), [({}, "defaults")], tpe, limits(samples=9), left_out=told.append
+    )
+    assert isinstance(search.suggest("a"), dict)
+    search.on_trial_complete("a", {"score": 0.5})
+    assert search.suggest("b") == Searcher.FINISHED
+    *reasons, end = told
+    assert sorted(reasons) == [f"{n} workers are more than the cluster can hold" for n in (5, 6)]
+    assert end.startswith("50 proposals in a row")
 
 
 def test_points_are_tried_once_whatever_else_is_asked_for_later(tmp_path: Path) -> None:
@@ -97,13 +153,13 @@ def test_points_are_tried_once_whatever_else_is_asked_for_later(tmp_path: Path) 
         ({"local_alpha": 2.0}, "first"),
         *(({"local_alpha": a}, "grid") for a in (0.5, 0.7, 0.9)),
     ]
-    search = Proposer(ledger, points, None, 5, lambda: 1, lambda s: None)
+    search = Proposer(ledger, points, None, limits(samples=5))
     assert play(search) == [{}, {"local_alpha": 2.0}, {"local_alpha": 0.9}]
 
 
 def test_nothing_is_begun_once_it_is_halted(tmp_path: Path) -> None:
     search = Proposer(
-        Ledger(RunFolder(str(tmp_path))), [({}, "defaults")], None, 1, lambda: 1, lambda s: None, lambda: True
+        Ledger(RunFolder(str(tmp_path))), [({}, "defaults")], None, limits(samples=1), halted=lambda: True
     )
     assert search.suggest("a") == Searcher.FINISHED
 

@@ -7,12 +7,13 @@ import pytest
 import yaml
 from ray.tune.schedulers import TrialScheduler
 
-from metamixer_ray.config import TrainConfig, to_yaml
+from metamixer_ray.config import RunConfig, TrainConfig, to_yaml
 from metamixer_ray.errors import ConfigError
-from metamixer_ray.sweeps.config import SweepConfig
-from metamixer_ray.sweeps.engine import build_scheduler
+from metamixer_ray.sweeps.config import SchedulerName, SweepConfig
+from metamixer_ray.sweeps.ledger import Trial
 from metamixer_ray.sweeps.opening import for_trials
-from metamixer_ray.tune import fixed_points, read_point
+from metamixer_ray.sweeps.schedulers import build_scheduler
+from metamixer_ray.tune import best_config, fixed_points, read_point
 from tests.sweeps.test_spaces import conditional
 
 
@@ -47,6 +48,14 @@ def test_the_defaults_come_first_and_what_cannot_work_is_left_out() -> None:
     assert fixed_points(config, conditional())[0] == points  # drawn from the seed
 
 
+def test_the_best_settings_can_be_trained_and_tested_whatever_the_trials_did() -> None:
+    asked = TrainConfig(test=False, run=RunConfig(name="sweep", resume=True))
+    best = best_config(asked, Trial(number=3, settings={"local_alpha": 0.3, "lr": 0.2}, origin="tpe"))
+    best.check()
+    assert (best.test, best.run.name, best.run.resume) == (True, None, False)
+    assert (best.mixing.local_alpha, best.optimisation.lr) == (0.3, (0.2,))
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -62,32 +71,84 @@ def test_options_that_make_no_sense(options: dict[str, object], told: str) -> No
         SweepConfig(**options).check()  # type: ignore[arg-type]
 
 
-def test_asha_knows_what_an_earlier_attempt_saw() -> None:
-    config = SweepConfig(training=TrainConfig(epochs=9), grace_epochs=1, reduction_factor=3)
-    seen = {f"{n:04d}": {epoch: 0.1 * n + 0.01 * epoch for epoch in range(1, 4)} for n in range(9)}
+class Running:
+    """As much of one of Ray Tune's trials as a scheduler looks at; it is kept in sets."""
+
+    def __init__(self, number: int) -> None:
+        self.config, self.trial_id, self.status = {"number": number}, f"id{number}", "RUNNING"
+
+    def is_finished(self) -> bool:
+        return False
+
+    def set_status(self, status: str) -> None:
+        self.status = status
+
+
+def curve(number: int, epochs: int) -> dict[int, float]:
+    return {epoch: 0.1 * number + 0.01 * epoch for epoch in range(1, epochs + 1)}
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_what_an_earlier_attempt_saw_decides(scheduler: SchedulerName) -> None:
+    config = SweepConfig(training=TrainConfig(epochs=9), grace_epochs=1, scheduler=scheduler)
+    seen = {f"{n:04d}": curve(n, 3) for n in range(9)}
+    controller = SimpleNamespace(get_live_trials=set)
     for curves, decision in (({}, TrialScheduler.CONTINUE), (seen, TrialScheduler.STOP)):
-        asha = build_scheduler(config, curves)
-        weak = SimpleNamespace(trial_id="weak")
-        asha._trial_info["weak"] = asha._brackets[0]
-        assert asha.on_trial_result(None, weak, {"epoch": 1, "score": 0.05}) == decision
+        built, weak = build_scheduler(config, curves), Running(9)
+        built.on_trial_add(controller, weak)
+        assert built.on_trial_result(controller, weak, {"epoch": 1, "score": 0.05}) == decision
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_a_trial_that_goes_on_is_compared_as_if_it_had_never_been_away(scheduler: SchedulerName) -> None:
+    """The decisions on all that comes are those of a sweep that was never interrupted."""
+    config = SweepConfig(training=TrainConfig(epochs=27), grace_epochs=1, scheduler=scheduler)
+    controller = SimpleNamespace(get_live_trials=set)
+
+    def decisions(killed: bool) -> list[tuple[int, int, str]]:
+        trials = [Running(n) for n in range(8)]
+        built = build_scheduler(config, {})
+        for trial in trials:
+            built.on_trial_add(controller, trial)
+        for epoch in range(1, 13):
+            for trial in trials:
+                score = curve(trial.config["number"], epoch)[epoch]
+                built.on_trial_result(controller, trial, {"epoch": epoch, "score": score})
+        if killed:
+            built = build_scheduler(config, {f"{n:04d}": curve(n, 12) for n in range(8)})
+            trials = [Running(n) for n in range(8)]
+            for trial in trials:
+                trial.trial_id = f"another{trial.trial_id}"
+                built.on_trial_add(controller, trial)
+        made = []
+        for trial in [*trials, *(Running(n) for n in range(8, 20))]:
+            if trial not in trials:
+                built.on_trial_add(controller, trial)
+            for epoch in range(13 if trial in trials else 1, 28):
+                score = curve(trial.config["number"] % 10, epoch)[epoch]
+                made.append(
+                    (
+                        trial.config["number"],
+                        epoch,
+                        str(built.on_trial_result(controller, trial, {"epoch": epoch, "score": score})),
+                    )
+                )
+                if made[-1][2] == TrialScheduler.STOP:
+                    break
+        return made
+
+    whole = decisions(killed=False)
+    assert decisions(killed=True) == whole
+    assert {decision for _, _, decision in whole} == {TrialScheduler.CONTINUE, TrialScheduler.STOP}
 
 
 def test_median_never_pauses() -> None:
     config = SweepConfig(scheduler="median", training=TrainConfig(epochs=9))
     median = build_scheduler(config, {})
 
-    class Waiting:
-        """As much of a trial as the rule looks at; the rule keeps it in sets."""
-
-        status, trial_id = "PENDING", "waiting"
-
-        def is_finished(self) -> bool:
-            return False
-
-        def set_status(self, status: str) -> None:
-            self.status = status
-
-    trials = [Waiting() for _ in range(3)]
+    trials = [Running(n) for n in range(3)]
+    for trial in trials:
+        trial.status = "PENDING"
     controller = SimpleNamespace(get_trials=lambda: trials, get_live_trials=lambda: set(trials))
     result = {"epoch": 2, "score": 0.5, "time_total_s": 9.0}
     assert median.on_trial_result(controller, trials[0], result) == TrialScheduler.CONTINUE

@@ -22,7 +22,7 @@ from metamixer_ray.tracking.figures.canvas import (
 
 _COLUMNS = 3
 _FEW = 6  # so many different numbers are drawn as choices, side by side
-_LOG_RANGE = 20.0  # values that span more than this factor are drawn on a logarithmic axis
+_LOG_RANGE = 20.0  # values that span less than this factor are never drawn on a logarithmic axis
 _COLOURS = {"finished": RIGHT_COLOUR, "stopped": MUTED, "failed": WRONG_COLOUR}
 
 
@@ -184,13 +184,25 @@ def _mark_defaults(axes: Axes, shown: Sequence[Dot], measure: Measure) -> None:
         )
 
 
+def logarithmic(values: Sequence[float]) -> bool:
+    """Whether values spread more evenly on a logarithmic axis, as those of learning rates do and of shares don't."""
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    if low <= 0 or high / low <= _LOG_RANGE:
+        return False
+    ordered = np.sort(np.array(values, dtype=float))
+    even = np.linspace(0.0, 1.0, len(ordered))
+    plain = (ordered - low) / (high - low)
+    logs = np.log(ordered / low) / math.log(high / low)
+    return bool(np.abs(logs - even).max() < np.abs(plain - even).max())
+
+
 def _panel(axes: Axes, name: str, shown: Sequence[Dot], measure: Measure) -> None:
     dots = [dot for dot in shown if name in dot.settings]
     values = [dot.settings[name] for dot in dots]
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     if numeric and len(set(values)) > _FEW:
         xs = [float(v) for v in values]
-        if min(xs, default=0.0) > 0 and max(xs) / min(xs) > _LOG_RANGE:
+        if logarithmic(xs):
             axes.set_xscale("log")
             # Plain numbers at 1, 2 and 5: the usual powers of ten run into each other in a narrow panel.
             axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
