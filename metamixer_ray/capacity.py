@@ -40,10 +40,17 @@ class WorkerResources:
 
 
 def room(nodes: Sequence[Node], cpus: float, gpus: float) -> int:
-    """How many workers of ``cpus`` and ``gpus`` each the nodes hold; a worker lies on one node."""
+    """How many workers of ``cpus`` and ``gpus`` each the nodes hold; a worker lies on one node.
+
+    A share of a GPU is one of one GPU: two GPUs hold two workers with 0.66 each, not three.
+    """
     held = 0
     for node in nodes:
-        limits = [int(have / need + _SLACK) for have, need in ((node.cpus, cpus), (node.gpus, gpus)) if need > 0]
+        limits = [int(node.cpus / cpus + _SLACK)] if cpus > 0 else []
+        if 0 < gpus < 1:
+            limits.append(int(node.gpus + _SLACK) * int(1 / gpus + _SLACK))
+        elif gpus > 0:
+            limits.append(int(node.gpus / gpus + _SLACK))
         held += min(limits, default=10**6)
     return held
 
@@ -62,6 +69,8 @@ def worker_share(config: TrainConfig, nodes: Sequence[Node], *, grows: bool) -> 
     gpus = placement.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if any(node.gpus for node in nodes) else 0.0
+    if gpus > 1 and gpus != int(gpus):
+        raise ConfigError(f"--gpus-per-worker {gpus:g}: give a whole number of GPUs, or a share of one below 1")
     cpus = placement.cpus_per_worker
     if cpus is None:
         cpus = _largest_share(nodes, workers, gpus)
@@ -74,7 +83,7 @@ def worker_share(config: TrainConfig, nodes: Sequence[Node], *, grows: bool) -> 
         raise ConfigError(
             f"{what} with {gpus:g} GPU each need {gpus * workers:g} GPUs; the cluster has {total:g} GPUs {there}: "
             f"give fewer --peers or --replicas, let them share with --gpus-per-worker "
-            f"{int(total / workers * 100) / 100:g}, or use the CPU with --gpus-per-worker 0"
+            f"{_largest_gpu_share(nodes, workers):g}, or use the CPU with --gpus-per-worker 0"
         )
     if room(nodes, cpus, gpus) < workers:
         total = sum(node.cpus for node in nodes)
@@ -106,6 +115,12 @@ def check_labels(
                 f"--peer-labels {text}: the nodes with these labels ({len(fitting)}) can't hold peer {peer} and those "
                 f"like it, {alike} workers with {resources}; there are nodes with: {', '.join(have) or 'no labels'}"
             )
+
+
+def _largest_gpu_share(nodes: Sequence[Node], workers: int) -> float:
+    """The largest share of a GPU, in hundredths, of which all workers get one; 0 where there is no GPU."""
+    shares = [int(100 / n) / 100 for n in range(1, 101)]
+    return next((share for share in shares if room(nodes, 0.0, share) >= workers), 0.0)
 
 
 def _largest_share(nodes: Sequence[Node], workers: int, gpus: float) -> float:

@@ -55,7 +55,8 @@ class PlacementConfig:
     2xGPU=1,CPU=8,accelerator-type=T4. Ray doesn't tell. Default: $METAMIXER_GROWS_TO, or what the cluster launcher's
     file on the head node says."""
     max_failures: int = 100
-    """How often the workers are restarted from the last checkpoint after one of them died."""
+    """How often the workers are restarted from the last checkpoint after one of them died. Three times in a row without
+    an epoch or a checkpoint in between end the run before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,10 @@ class TrainConfig:
                 raise ConfigError(f"{flag(name)} must be at least {least}, it is {value}")
         if not self.test and not self.dataset.validation_fraction:
             raise ConfigError("--no-test needs a validation split to score instead: give --validation-fraction 0.1")
+        if self.dataset.test_data is not None and self.dataset.test_data == self.dataset.data:
+            raise ConfigError(
+                f"--test-data {self.dataset.test_data} is what --data is: there would be nothing to train on"
+            )
         if self.placement.replicas < 1:
             raise ConfigError(f"--replicas must be at least 1, it is {self.placement.replicas}")
         if self.run.keep_checkpoints < 1:

@@ -15,7 +15,9 @@ import tyro
 
 from metamixer_ray.cli import run_command
 from metamixer_ray.config import TrainConfig
-from metamixer_ray.data import DataConfig, Splits, eval_batches, load_splits
+from metamixer_ray.data import NAMED_SOURCES, DataConfig, ImageSet, eval_batches, load_splits
+from metamixer_ray.data.sources import is_function
+from metamixer_ray.data.sources.folder import TEST_NAMES
 from metamixer_ray.errors import ConfigError, DataError
 from metamixer_ray.evaluation import ScoreSums, probabilities_of
 from metamixer_ray.folder import RunFolder
@@ -36,7 +38,8 @@ class EvaluateOptions:
     run: Annotated[str, tyro.conf.Positional]
     """The run: its folder or URI, or its name in the default storage."""
     data: str | None = None
-    """Other data, named like --data in training: its test part, or all of a single Parquet file. Default: the run's."""
+    """Other data, named like --data in training: its test part, or all of it where no part is named so. Default: the
+    run's."""
     image_column: str | None = None
     """Parquet column with the images; found by its type when there is only one."""
     label_column: str | None = None
@@ -52,10 +55,15 @@ class EvaluateOptions:
         """The other data, brought to the size that the networks were trained on; None for the run's own."""
         if self.data is None:
             return None
-        alone = Path(self.data).is_file() or "*" in self.data
+        data = self.data
+        if Path(data).expanduser().is_dir():
+            parts = (Path(data).expanduser() / name for name in TEST_NAMES)
+            data = str(next((part for part in parts if part.is_dir()), Path(data).expanduser()))
+        named = data in NAMED_SOURCES or is_function(data)
         return DataConfig(
-            data=self.data,
-            test_data=self.data if alone else None,
+            data=data,
+            # Nothing of it is to be trained on.
+            test_data=None if named else data,
             image_column=self.image_column,
             label_column=self.label_column,
             data_root=self.data_root,
@@ -81,6 +89,11 @@ def evaluate_run(
         )
     other = options.dataset(facts["image_size"]) if options else None
     splits = load_splits(other or config.dataset)
+    if other is None and splits.fingerprint != facts["data_fingerprint"]:
+        raise DataError(
+            f"--data: the images of the run have changed since it was trained ({config.dataset.data}), so its scores "
+            "would be others; give --data explicitly to score those that are there now"
+        )
     if list(splits.classes) != facts["classes"]:
         raise DataError(
             f"--data {other and other.data}: its classes are {', '.join(splits.classes)[:200]}; the run was trained on "
@@ -88,14 +101,16 @@ def evaluate_run(
         )
     networks = build_peers(config, classes=len(facts["classes"]), image_size=facts["image_size"])
     load_trained(networks, folder, None)
-    return _score(config, networks, splits, tuple(facts["mean"]), tuple(facts["std"]), torch.device(device))
+    # What a sweep's trial must not see is not shown here either.
+    images = splits.test if other else splits.watched(tested=config.test)
+    return _score(config, networks, images, tuple(facts["mean"]), tuple(facts["std"]), torch.device(device))
 
 
 @torch.inference_mode()
 def _score(
     config: TrainConfig,
     networks: Sequence[StagedNetwork],
-    splits: Splits,
+    scored: ImageSet,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     device: torch.device,
@@ -106,7 +121,7 @@ def _score(
     agreed = images = 0
     for network in networks:
         network.to(device).eval()
-    for batch in eval_batches(splits.test, batch_size=EVALUATION_BATCH, replica=0, replicas=1):
+    for batch in eval_batches(scored, batch_size=EVALUATION_BATCH, replica=0, replicas=1):
         labels, pixels = batch.labels.to(device), batch.images.to(device)
         each = torch.stack([probabilities_of(n, pixels, mean, std, precision) for n in networks])
         for peer_sums, probabilities in zip(sums, each, strict=True):

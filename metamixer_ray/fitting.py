@@ -31,6 +31,7 @@ from metamixer_ray.tracking import Journal, MlflowWriter
 # A collective that waits longer than this has lost somebody.
 COLLECTIVE_TIMEOUT_SECONDS = 300
 LOOK_SECONDS = 0.2
+STOP_SECONDS = 15.0
 
 
 class Listener(Protocol):
@@ -113,8 +114,21 @@ def fit(
             ),
         )
         with follow(live, Ticker(key), writer, console, stop or threading.Event()):
+            over = threading.Event()
+
+            def train() -> None:
+                try:
+                    trainer.fit()
+                finally:
+                    over.set()
+
             try:
-                aside(trainer.fit)
+                aside(train)
+            except KeyboardInterrupt:
+                # A notebook lives on, and nothing of the training should.
+                live.with_name("stop").touch()
+                over.wait(STOP_SECONDS)
+                raise
             except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
                 raise _told(error, folder) from error
             finally:
@@ -137,6 +151,8 @@ def _told(error: Exception, folder: RunFolder) -> Exception:
         return failure
     reason = first_line(failure if failure is not None else error)
     kind = TrainingDiverged if isinstance(failure, Diverged) else TrainingFailed
+    if kind is TrainingDiverged:
+        return kind(f"{reason}; that is another run. What was trained is in {folder}")
     return kind(
         f"{reason}\nwhat was trained is in {folder}; the same command with --name {folder.name} --resume goes on"
     )

@@ -1,19 +1,45 @@
-"""What all ranks must see alike at a step: the flags that rode along with the exchange, and when to give up."""
+"""What all ranks must see alike: the images, the flags that rode along with a step's exchange, and when to give up."""
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.distributed as dist
 
 from metamixer_ray.distill import ControlSum
+from metamixer_ray.errors import DataError
 from metamixer_ray.mesh import PeerMesh
 
 MAX_SKIPPED_IN_A_ROW = 20
+PREPARATION = datetime.timedelta(hours=6)
 
 
 class Diverged(FloatingPointError):
     """Training can't go on: values stay non-finite."""
+
+
+def agree_on_images(fingerprint: str, world: int) -> None:
+    """Wait until all ranks have their images, and make sure that they are the same.
+
+    A node that has to decode them may take longer than any collective of a training.
+
+    Raises:
+        DataError: on all ranks, when a rank holds other images.
+    """
+    if world < 2:
+        return
+    group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PREPARATION))
+    everybody: list[str] = [""] * world
+    dist.all_gather_object(everybody, fingerprint, group=group)
+    dist.destroy_process_group(group)
+    if len(set(everybody)) > 1:
+        ranks = [rank for rank, theirs in enumerate(everybody) if theirs != everybody[0]]
+        raise DataError(
+            f"the workers hold different images (rank {ranks[0]} and {len(ranks) - 1} more differ from rank 0): "
+            "--data must give the same files on every node, and a function of your own the same images at every call"
+        )
 
 
 def share_flags(control: ControlSum, mesh: PeerMesh, device: torch.device) -> ControlSum:

@@ -2,8 +2,9 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +23,7 @@ from metamixer_ray.runs import CONFIG, SUMMARY, TRACKED, Run
 from metamixer_ray.tracking import Console, MlflowWriter, Places, RunSummary, run_description
 from metamixer_ray.tracking.figures import figure_png
 from metamixer_ray.tracking.models import ModelExportError, export_network
-from metamixer_ray.tracking.naming import run_place, ui_command
+from metamixer_ray.tracking.naming import model_name, run_place, ui_command
 from metamixer_ray.tracking.provenance import environment_tags, source_tags
 
 FINISH_SECONDS = 60.0
@@ -121,6 +122,7 @@ class Keeper:
         self._config, self._run, self._tracking = config, run, tracking
         self._announced, self._console = announced, console
         self._writer: MlflowWriter | None = None
+        self._whole = True
         self._scratch = tempfile.TemporaryDirectory(prefix="metamixer_ray-")
 
     def __enter__(self) -> Self:
@@ -132,7 +134,7 @@ class Keeper:
         if kind is None:
             # A store that was never reached is not waited for as long as a slow upload.
             seconds = FAILED_SECONDS if self.run_id() is None else FINISH_SECONDS
-            if self.writer().finish("FINISHED", seconds):
+            if self.writer().finish("FINISHED", seconds) and self._whole:
                 self._run.folder.write(TRACKED, "")
         else:
             stopped = issubclass(kind, KeyboardInterrupt | SystemExit)
@@ -155,12 +157,26 @@ class Keeper:
         writer.wait(FAILED_SECONDS)
         return writer.run_id
 
-    def keep_alone(self, writer: MlflowWriter) -> None:
-        """Close the run of the baseline."""
+    @contextmanager
+    def alone(self, parameters: Mapping[str, Any]) -> Iterator[tuple[str, MlflowWriter]]:
+        """Key and writer of the baseline's run, a child of this one; closed with the status that fits."""
+        tracking = replace(
+            self._tracking,
+            run_name=f"{self._run.name}-alone",
+            key=f"{self._run.key}-alone",
+            parameters=dict(parameters),
+            parent_run_id=self.run_id(),
+        )
+        writer = tracking.writer(self._console.warn)
+        try:
+            yield tracking.key, writer
+        except BaseException as error:
+            writer.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED", FAILED_SECONDS)
+            raise
         if (parent := self.run_id()) is not None:
             # Also when the store could not be reached when the baseline began.
             writer.set_tags({"mlflow.parentRunId": parent})
-        writer.finish("FINISHED", FINISH_SECONDS)
+        self._whole &= writer.finish("FINISHED", FAILED_SECONDS if parent is None else FINISH_SECONDS)
 
     def keep(
         self,
@@ -210,7 +226,8 @@ class Keeper:
         return self._places()
 
     def _log_models(self, splits: Splits, networks: Sequence[StagedNetwork]) -> None:
-        example = splits.test.take(torch.arange(2)).permute(0, 2, 3, 1).numpy()
+        watched = splits.watched(tested=self._config.test)
+        example = watched.take(torch.arange(2)).permute(0, 2, 3, 1).numpy()
         for name, network in zip(peer_names(self._config.peers), networks, strict=True):
             try:
                 model = export_network(
@@ -225,7 +242,7 @@ class Keeper:
             except ModelExportError as error:
                 self._console.warn(f"{name} is not logged as a model: {error}")
             else:
-                self.writer().log_model(model, name)
+                self.writer().log_model(model, model_name(name))
 
     def _places(self) -> Places:
         folder, tracking = self._run.folder, self._tracking

@@ -28,9 +28,16 @@ def connect(placement: PlacementConfig, *, verbose: bool = False) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
     # Ray prints a note about its accelerator variable on every CPU-only worker otherwise.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A person's own network or data may open files by names relative to where they started it.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     if ray.is_initialized():
         return
     address = placement.address or os.environ.get("RAY_ADDRESS") or _running_here()
+    if address and address.startswith("ray://"):
+        raise ConfigError(
+            f"--address {address}: a training can't be driven from outside its cluster; start it there with "
+            "'ray job submit --address http://HEAD:8265 -- python -m metamixer_ray.train ...'"
+        )
     if not address:
         # Nobody takes this machine away with a notice, so there need be no process that looks out for one.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

@@ -92,17 +92,18 @@ def draw_mixing(config: TrainConfig, splits: Splits) -> Figure | None:
 
 @torch.inference_mode()
 def draw_attention(config: TrainConfig, splits: Splits, networks: Sequence[StagedNetwork]) -> Figure | None:
-    """Test images, evenly over the classes, with each peer's attention per stage.
+    """Images of the split that is reported, evenly over the classes, with each peer's attention per stage.
 
     None when a stage's output has no places to look at.
     """
     if any("BC" in network.layouts for network in networks):
         return None
-    labels = splits.test.labels
+    watched = splits.watched(tested=config.test)
+    labels = watched.labels
     chosen = [int((labels == c).nonzero()[0]) for c in range(len(splits.classes)) if bool((labels == c).any())][
         :IMAGES_SHOWN
     ]
-    images = splits.test.take(torch.tensor(chosen))
+    images = watched.take(torch.tensor(chosen))
     inputs = normalise(images, splits.mean, splits.std)
     attention, predictions, correct = [], [], []
     for network in networks:

@@ -1,12 +1,15 @@
 """What a training is made of before its first step: the peers' networks and the order of the batches."""
 
+from collections.abc import Sequence
+
 import torch
 
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.data import BatchOrder, Splits, wants_quadruples
 from metamixer_ray.distill import Layout
+from metamixer_ray.errors import ConfigError
 from metamixer_ray.mixing import build_mixer, resolve_stages
-from metamixer_ray.networks import StagedNetwork, build_network
+from metamixer_ray.networks import StagedNetwork, build_network, common_stages
 from metamixer_ray.randomness import torch_seed
 
 # How the statistics read a stage's output, by what the network says its axes are.
@@ -25,14 +28,27 @@ def build_peers(config: TrainConfig, *, classes: int, image_size: int) -> list[S
 
     Raises:
         ConfigError: an unknown network, one that can't take these images, or ``--mix-stages`` that the networks
-            don't have.
+            don't have; feature statistics of a stage that has none.
     """
     networks = []
     for peer, name in enumerate(config.peers):
         torch.manual_seed(torch_seed(config.seed, "initial weights", peer))
         networks.append(build_network(name, classes=classes, image_size=image_size, config=config.networks))
-    resolve_stages(config.mixing, min(len(network.stage_names) for network in networks))
+    counts = [len(network.stage_names) for network in networks]
+    resolve_stages(config.mixing, min(counts))
+    if config.distillation.statistics != "none" and len(networks) > 1:
+        for name, network, stages in zip(config.peers, networks, common_stages(counts), strict=True):
+            _check_statistics(name, network, stages)
     return networks
+
+
+def _check_statistics(name: str, network: StagedNetwork, stages: Sequence[int]) -> None:
+    for stage in stages:
+        if network.layouts[stage - 1] == "BC":
+            raise ConfigError(
+                f"--statistics: stage {network.stage_names[stage - 1]!r} of {name} gives vectors, which have no places "
+                "to compare; name other stages with --stage-names, or use --statistics none"
+            )
 
 
 def batch_order(config: TrainConfig, splits: Splits) -> BatchOrder:

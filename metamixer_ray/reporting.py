@@ -48,7 +48,8 @@ def assemble_row(reports: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> 
         ],
         **together("scores"),
         "exchange": {key: fmean(r["exchange"][key] for r in reports) for key in first["exchange"]},
-        "skipped_steps": first["skipped_steps"],
+        # Steps without an exchange are skipped by their own peer alone.
+        "skipped_steps": max(r["skipped_steps"] for r in reports),
     }
     if first["test"] is not None:
         row["test"] = {

@@ -14,6 +14,7 @@ from metamixer_ray.cli import parse, run_command
 from metamixer_ray.config import TrainConfig, flatten
 from metamixer_ray.data import NAMED_SOURCES, Splits, load_splits, wants_quadruples
 from metamixer_ray.fitting import fit
+from metamixer_ray.folder import RunFolder
 from metamixer_ray.interruption import stoppable
 from metamixer_ray.keeping import Keeper, plan_tracking
 from metamixer_ray.mixing import build_mixer
@@ -22,9 +23,11 @@ from metamixer_ray.placement import connect, worker_resources
 from metamixer_ray.preparation import batch_order, build_peers
 from metamixer_ray.restoring import checkpoint_identity, load_trained
 from metamixer_ray.results import summarise, tested_row
-from metamixer_ray.runs import METRICS, SUMMARY, TRACKED, Run, create_run, open_run
+from metamixer_ray.runs import CONFIG, METRICS, SUMMARY, TRACKED, Run, create_run, open_run
 from metamixer_ray.tracking import Console, Journal, PeerSummary, RunSummary
 from metamixer_ray.tracking.provenance import repeat_command
+
+BASELINE = "baseline"
 
 
 def train(config: TrainConfig, console: Console | None = None, *, parent_run_id: str | None = None) -> dict[str, Any]:
@@ -50,6 +53,8 @@ def train(config: TrainConfig, console: Console | None = None, *, parent_run_id:
     steps = batch_order(config, splits).steps_per_epoch
     run = open_run(config)
     finished = run.folder.read_json(SUMMARY)
+    if finished is not None and config.baseline and "baseline" not in finished:
+        finished = None  # the baseline is still to be trained
     if finished is not None and run.folder.exists(TRACKED):
         console.note(f"run {run.name!r} is finished already: {run.folder}/{SUMMARY}")
         return finished
@@ -65,7 +70,10 @@ def train(config: TrainConfig, console: Console | None = None, *, parent_run_id:
         console.note("this run is finished already; MLflow gets what it missed")
         with stoppable(), Keeper(config, run, tracking, announced, console) as keeper:
             load_trained(networks, run.folder, checkpoint_identity(config, splits))
-            keeper.send(splits, networks, Journal(run.folder.filesystem, run.folder.path(METRICS)).rows(), finished)
+            keeper.send(splits, networks, recorded(run.folder), finished)
+            if "baseline" in finished:
+                with keeper.alone(flatten(alone(config))) as (_, writer):
+                    writer.offer(recorded(run.folder.inside(BASELINE)))
         return finished
     with stoppable(), Keeper(config, run, tracking, announced, console) as keeper:
         rows = fit(config, resources, run.folder, tracking.key, keeper.writer(), console)
@@ -73,17 +81,9 @@ def train(config: TrainConfig, console: Console | None = None, *, parent_run_id:
         if config.baseline:
             console.note("now the same networks alone: same weights, same batches, no mixing, no exchange")
             single = alone(config)
-            folder = run.folder.inside("baseline")
-            alone_tracking = replace(
-                tracking,
-                run_name=f"{run.name}-alone",
-                key=f"{run.key}-alone",
-                parameters=flatten(single),
-                parent_run_id=keeper.run_id(),
-            )
-            writer = alone_tracking.writer(console.warn)
-            alone_rows = fit(single, resources, folder, alone_tracking.key, writer, console)
-            keeper.keep_alone(writer)
+            folder = run.folder.inside(BASELINE)
+            with keeper.alone(flatten(single)) as (key, writer):
+                alone_rows = fit(single, resources, folder, key, writer, console)
         summary = summarise(
             config,
             rows,
@@ -95,6 +95,11 @@ def train(config: TrainConfig, console: Console | None = None, *, parent_run_id:
     before = summary["baseline"]["peers"] if alone_rows else ()
     console.closing(tested_row(rows[-1]), places, [peer["top1"] for peer in before] or None)
     return summary
+
+
+def recorded(folder: RunFolder) -> list[dict[str, Any]]:
+    """The rows of a folder's ``metrics.jsonl``."""
+    return Journal(folder.filesystem, folder.path(METRICS)).rows()
 
 
 def alone(config: TrainConfig) -> TrainConfig:
@@ -116,7 +121,10 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         if text is None or "://" in text or text in NAMED_SOURCES:
             return text
         path = Path(text).expanduser()
-        return str(path.absolute()) if path.exists() or "/" in text else text
+        return str(path.absolute()) if path.exists() or set("/*?[") & set(text) else text
+
+    def folder(text: str | None) -> str | None:
+        return text if text is None else str(Path(text).expanduser().absolute())
 
     data = config.dataset
     return replace(
@@ -125,8 +133,8 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
             data,
             data=absolute(data.data) or data.data,
             test_data=absolute(data.test_data),
-            data_root=absolute(data.data_root),
-            cache_dir=absolute(data.cache_dir),
+            data_root=folder(data.data_root),
+            cache_dir=folder(data.cache_dir),
         ),
     )
 
@@ -162,7 +170,7 @@ def announce(
         batch_size=config.batch_size,
         steps_per_epoch=steps,
         run_folder=str(run.folder),
-        command=repeat_command("metamixer_ray.train"),
+        command=repeat_command("metamixer_ray.train", instead=("--config", f"{run.folder}/{CONFIG}")),
     )
 
 

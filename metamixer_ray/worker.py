@@ -43,7 +43,7 @@ from metamixer_ray.distill import (
     statistics_message,
 )
 from metamixer_ray.evaluation import Evaluation, evaluate
-from metamixer_ray.flags import MAX_SKIPPED_IN_A_ROW, diverged, share_flags
+from metamixer_ray.flags import MAX_SKIPPED_IN_A_ROW, agree_on_images, diverged, share_flags
 from metamixer_ray.mesh import PeerMesh
 from metamixer_ray.meters import Meters, gather_stages
 from metamixer_ray.mixing import Mixer, build_mixer, draw_plan, mix_images, mix_tap, mix_targets
@@ -126,6 +126,7 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
 def set_up(config: TrainConfig, mesh: PeerMesh, device: torch.device) -> Peer:
     """Everything a rank needs, made from the configuration alone."""
     splits = load_splits(config.dataset)
+    agree_on_images(splits.fingerprint, config.workers)
     networks = build_peers(config, classes=len(splits.classes), image_size=splits.train.image_size)
     stage_counts = [len(network.stage_names) for network in networks]
     network = networks[mesh.peer].to(device)
@@ -136,7 +137,10 @@ def set_up(config: TrainConfig, mesh: PeerMesh, device: torch.device) -> Peer:
     if config.compile:
         forward = network.compiled()
     if mesh.replica_group is not None:
-        forward = DistributedDataParallel(forward, process_group=mesh.replica_group)
+        # DDP regroups its buckets after the first step, also of a resumed run, and with them the order in which
+        # three replicas or more are summed. It leaves them as they are where parameters might be unused.
+        exact = device.type == "cpu"
+        forward = DistributedDataParallel(forward, process_group=mesh.replica_group, find_unused_parameters=exact)
     return Peer(
         config=config,
         mesh=mesh,

@@ -58,6 +58,10 @@ class Splits:
     fingerprint: str
     description: str
 
+    def watched(self, *, tested: bool) -> ImageSet:
+        """What may be looked at: the test set where it is ``tested``, else the validation split."""
+        return self.test if tested or self.validation is None else self.validation
+
 
 @dataclass(frozen=True)
 class _Parts:

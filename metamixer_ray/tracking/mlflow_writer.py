@@ -270,8 +270,11 @@ class MlflowWriter:
             except FileNotFoundError as error:
                 self._warn(f"{destination} was not logged to MLflow: {error.filename or error} is gone")
             except Exception as error:  # one that fails must not hold back the others
-                problem = error
-                continue
+                if getattr(error, "error_code", "") != "INVALID_PARAMETER_VALUE":
+                    problem = error
+                    continue
+                # The store will refuse it each time.
+                self._warn(f"{destination} was not logged to MLflow: {_reason(error)}")
             with self._changed:
                 if self._uploads.get(destination) is source:
                     del self._uploads[destination]

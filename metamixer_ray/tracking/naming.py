@@ -90,6 +90,11 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
+def model_name(name: str) -> str:
+    """A name that MLflow takes for a model; that of a person's own network, ``module:function``, it would not."""
+    return re.sub(r"[/:.%\"']", "_", name)
+
+
 def run_place(tracking_uri: str, experiment: str, run_name: str, ids: tuple[str | None, str | None]) -> str:
     """Where a person finds the run: a link where the store is a server, else the names of experiment and run.
 

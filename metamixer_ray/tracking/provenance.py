@@ -44,9 +44,14 @@ def source_tags(command: str) -> dict[str, str]:
     }
 
 
-def repeat_command(module: str, arguments: Sequence[str] | None = None) -> str:
-    """The shell line that repeats this program, secrets masked: ``python -m <module> <arguments>``."""
-    words = ["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)]
+def repeat_command(module: str, *, instead: Sequence[str] = ()) -> str:
+    """The shell line that repeats this program, secrets masked: ``python -m <module> <arguments>``.
+
+    Where another program runs, such as a notebook, whose arguments mean something else, those are ``instead``.
+    """
+    running = getattr(sys.modules.get("__main__"), "__spec__", None)
+    arguments = sys.argv[1:] if running is not None and running.name == module else instead
+    words = ["python", "-m", module, *arguments]
     return masked(shlex.join(words))
 
 

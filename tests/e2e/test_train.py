@@ -206,8 +206,14 @@ def test_own_network_and_own_data(ray_cluster: str, tmp_path: Path) -> None:
             name="own",
             train_limit=None,
             epochs=2,
+            log_models=True,
         )
     )
+    client = MlflowClient(tiny.store(tmp_path))
+    (experiment,) = [e for e in client.search_experiments() if e.name == "metamixer_ray"]
+    models = client.search_logged_models([experiment.experiment_id])
+    assert {model.name for model in models} == {"peer0-tests_e2e_own_parts_network", "peer1-resnet8"}
+    assert (tmp_path / "runs" / "own" / ".tracked").exists()
     assert summary["peers"][0]["network"] == "tests.e2e.own_parts:network"
     assert summary["epochs"] == 2
 

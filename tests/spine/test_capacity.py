@@ -1,5 +1,7 @@
 """Whether workers fit on nodes: a pure question, answered before anything waits."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,3 +62,28 @@ def test_labels_that_no_node_has() -> None:
         check_labels([{"kind": "a"}, {"kind": "c"}], 1, nodes, one_each)
     with pytest.raises(ConfigError, match=r"--peer-labels kind=a: .* 3 workers"):
         check_labels([{"kind": "a"}], 3, nodes, one_each)
+
+
+def test_a_share_of_a_gpu_lies_on_one_gpu() -> None:
+    two = [Node(cpus=16, gpus=2)]
+    assert [room(two, 1.0, gpus) for gpus in (1.0, 0.66, 0.5, 0.4, 0.33)] == [2, 2, 4, 4, 6]
+    assert room([Node(cpus=16, gpus=1)] * 2, 1.0, 2.0) == 0
+    with pytest.raises(ConfigError, match=r"need 3 GPUs; the cluster has 2 GPUs in all: .*--gpus-per-worker 0.5,"):
+        worker_share(_config(3), two, grows=False)
+    with pytest.raises(ConfigError, match=r"--gpus-per-worker 0.5,"):
+        worker_share(_config(3, gpus_per_worker=0.66), two, grows=False)
+    with pytest.raises(ConfigError, match=r"--gpus-per-worker 1.5: give a whole number"):
+        worker_share(_config(1, gpus_per_worker=1.5), two, grows=False)
+
+
+@given(gpus=st.integers(1, 8), nodes=st.integers(1, 3), workers=st.integers(1, 40))
+def test_the_share_that_is_suggested_fits(gpus: int, nodes: int, workers: int) -> None:
+    there = [Node(cpus=64, gpus=gpus)] * nodes
+    try:
+        worker_share(_config(workers, gpus_per_worker=1.0, cpus_per_worker=0.1), there, grows=False)
+    except ConfigError as error:
+        assert workers > gpus * nodes
+        suggested = float(re.search(r"--gpus-per-worker ([\d.]+),", str(error))[1])
+        worker_share(_config(workers, gpus_per_worker=suggested, cpus_per_worker=0.1), there, grows=False)
+    else:
+        assert workers <= gpus * nodes

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from metamixer_ray.config import TrainConfig, flatten, from_settings, read_yaml
-from metamixer_ray.data import load_splits
+from metamixer_ray.data import DataConfig, load_splits
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.runs import RUN, SUMMARY, Run, create_run, default_name, open_run, read_config, storage_of
+from metamixer_ray.train import with_absolute_paths
 
 
 @pytest.fixture
@@ -124,3 +125,20 @@ def test_a_default_name_can_name_a_folder(settings: dict[str, Any], start: str) 
     assert name.startswith(start)
     assert len(name) <= 120
     from_settings({"name": name}).check()
+
+
+def test_paths_are_made_absolute_before_workers_see_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set").mkdir()
+
+    def data(**settings: str) -> DataConfig:
+        return with_absolute_paths(from_settings(settings)).dataset
+
+    assert data(data="set").data == str(tmp_path / "set")
+    assert data(data="*.parquet", test_data="test-?.pq").data == str(tmp_path / "*.parquet")
+    assert data(data="*.parquet", test_data="test-?.pq").test_data == str(tmp_path / "test-?.pq")
+    # Folders that aren't there yet.
+    assert data(cache_dir="cache", data="cifar10", data_root="root").cache_dir == str(tmp_path / "cache")
+    assert data(cache_dir="cache", data="cifar10", data_root="root").data_root == str(tmp_path / "root")
+    for name in ("digits", "cifar10", "my.parts:load", "s3://bucket/*.parquet", "cifar11"):
+        assert data(data=name).data == name

@@ -20,7 +20,7 @@ from metamixer_ray.reporting import assemble_row
 from tests.distill.textbook import mutual_learning
 from tests.spine.networks import digest
 from tests.spine.pool import Pool
-from tests.spine.training import TIMES, Outcome, learn_together
+from tests.spine.training import TIMES, Outcome, agreement_on_images, learn_together
 
 Make = Callable[..., TrainConfig]
 HERE = "tests.spine.networks"
@@ -82,7 +82,7 @@ def expected_inputs(config: TrainConfig, replica: int) -> list[str]:
     return hashes
 
 
-@pytest.mark.parametrize(("replicas", "processes"), [(1, 0), (1, 2), (2, 0)])
+@pytest.mark.parametrize(("replicas", "processes"), [(1, 0), (1, 2), (2, 0), (2, 1)])
 def test_all_peers_see_the_same_images_and_targets(
     pool: Pool, small: Make, tmp_path: Path, replicas: int, processes: int
 ) -> None:
@@ -100,6 +100,13 @@ def test_all_peers_see_the_same_images_and_targets(
     told = (tmp_path / "rank0.steps").read_text().splitlines()
     steps = len(one.images) // config.epochs
     assert told == [f"{epoch} {step} {steps}" for epoch in (1, 2) for step in range(1, steps + 1)]
+
+
+def test_ranks_that_hold_other_images_are_refused_by_all(pool: Pool) -> None:
+    assert pool.run(3, agreement_on_images, {}) == ["", "", ""]
+    told = pool.run(3, agreement_on_images, {1: "other", 2: "other"})
+    assert len(set(told)) == 1
+    assert "the workers hold different images (rank 1 and 1 more differ from rank 0)" in told[0]
 
 
 def test_the_reported_kd_is_the_textbook_loss_of_the_recorded_logits(pool: Pool, small: Make, tmp_path: Path) -> None:
@@ -159,6 +166,8 @@ RESUMED = {
     "bf16": {"precision": "bf16"},
     "adamw": {"optimizer": "adamw", "lr": 0.01, "statistics": "similarity"},
     "replicas": {"replicas": 2},
+    # A ring adds three summands in an order that depends on where in the buffer they are.
+    "three replicas": {"replicas": 3, "batch_size": 24, "peers": [f"{HERE}:tiny", f"{HERE}:wide"]},
 }
 
 
@@ -191,7 +200,15 @@ def test_interrupted_inside_an_epoch_equals_uninterrupted(
         assert 0 < len(resumed.targets) < len(uninterrupted.targets)
         tail = uninterrupted.targets[-len(resumed.targets) :]
         assert all(torch.equal(a, b) for a, b in zip(resumed.targets, tail, strict=True))
-        assert resumed.epochs == uninterrupted.epochs
+        if config.placement.replicas < 3:
+            assert resumed.epochs == uninterrupted.epochs
+        else:
+            # What was shared at the checkpoint is summed over three replicas in another order.
+            for one, two in zip(resumed.epochs, uninterrupted.epochs, strict=True):
+                assert one.keys() == two.keys()
+                assert one["scores"] == two["scores"]
+                for name, value in one["train"].items():
+                    assert value == pytest.approx(two["train"][name], rel=1e-6)
 
 
 def test_a_resumed_training_of_replicas_reports_all_epochs_again_as_they_were(

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from metamixer_ray.config import TrainConfig
-from metamixer_ray.flags import Diverged
+from metamixer_ray.errors import DataError
+from metamixer_ray.flags import Diverged, agree_on_images
 from metamixer_ray.mesh import PeerMesh, build_mesh
 from metamixer_ray.worker import WriteCheckpoint, train_peer
 from tests.spine import networks
@@ -118,6 +119,15 @@ def learn_together(
         targets=witness.targets,
         logits=witness.logits,
     )
+
+
+def agreement_on_images(others: dict[int, str]) -> str:
+    """The job of one rank: agree with all on fingerprints, this rank's being ``others[rank]``; what it is told."""
+    try:
+        agree_on_images(others.get(dist.get_rank(), "same"), dist.get_world_size())
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def mesh_of(peers: int, replicas: int, seating: list[int]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from metamixer_ray.tracking.naming import (
     PARAMETER_LENGTH,
     masked,
     metric_values,
+    model_name,
     parameter_values,
     run_place,
     ui_command,
@@ -98,8 +99,19 @@ def test_a_repository_that_does_not_track_the_code_is_not_taken(tmp_path: Path) 
 
 
 def test_the_command_to_repeat_is_quoted_and_masked() -> None:
-    command = repeat_command("metamixer_ray.train", ["--name", "two words", "--storage", "s3://k:s@b"])
+    command = repeat_command("metamixer_ray.train", instead=["--name", "two words", "--storage", "s3://k:s@b"])
     assert command == "python -m metamixer_ray.train --name 'two words' --storage s3://***@b"
+
+
+def test_the_command_of_another_program_is_not_taken_for_ours() -> None:
+    """Here pytest runs."""
+    command = repeat_command("metamixer_ray.train", instead=["--config", "/runs/a b/config.yaml"])
+    assert command == "python -m metamixer_ray.train --config '/runs/a b/config.yaml'"
+
+
+def test_names_of_models_are_those_that_mlflow_takes() -> None:
+    assert model_name("peer0-resnet8") == "peer0-resnet8"
+    assert model_name("peer0-my.parts:network") == "peer0-my_parts_network"
 
 
 def test_where_the_run_is() -> None:

@@ -30,6 +30,11 @@ NAMED_SOURCES: dict[str, Callable[[DataConfig, Path], Source]] = {
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
+def is_function(data: str) -> bool:
+    """Whether ``data`` has the form ``module:function``."""
+    return _FUNCTION.fullmatch(data) is not None
+
+
 def open_source(config: DataConfig, cache_dir: Path) -> Source:
     """The source that ``config.data`` names: a known name, else ``module:function``, else a URI, file, folder
     or glob.
@@ -50,7 +55,7 @@ def open_source(config: DataConfig, cache_dir: Path) -> Source:
         raise ConfigError(
             f"--data-root belongs to the named sets ({', '.join(TORCHVISION_SETS)}), but --data is {data}"
         )
-    if _FUNCTION.fullmatch(data):
+    if is_function(data):
         return open_function(data)
     path = Path(data).expanduser()
     if not is_uri(data) and path.is_dir() and not _holds_parquet(path):
@@ -103,6 +108,7 @@ __all__ = [
     "Source",
     "Split",
     "array_chunks",
+    "is_function",
     "open_source",
     "resolve_augment",
 ]

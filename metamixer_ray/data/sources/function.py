@@ -15,7 +15,7 @@ from metamixer_ray.errors import ConfigError, DataError
 
 RETURNS = (
     "it must return (train_images, train_labels, test_images, test_labels), the images as uint8 arrays "
-    "[N, H, W, 3], [N, H, W, 1] or [N, H, W] or as lists of PIL images, the labels as integers from 0"
+    "[N, H, W, 3], [N, H, W, 4], [N, H, W, 1] or [N, H, W] or as lists of PIL images, the labels as integers from 0"
 )
 
 
@@ -38,6 +38,8 @@ def open_function(reference: str) -> Source:
         kind = f"{len(returned)} values" if isinstance(returned, tuple | list) else type(returned).__name__
         raise DataError(f"--data {reference}: the function returned {kind}; {RETURNS}")
     parts = {"train": (returned[0], returned[1]), "test": (returned[2], returned[3])}
+    # An alpha channel says nothing here, as in the files of other sources.
+    parts = {split: (_opaque(images), labels) for split, (images, labels) in parts.items()}
     digest = hashlib.blake2b(digest_size=16)
     for split, (images, labels) in parts.items():
         _check(reference, split, images, labels)
@@ -74,6 +76,11 @@ def _find(reference: str) -> Any:
     if not callable(function):
         raise ConfigError(f"--data {reference}: module {module_name} ({module.__file__}) has no function {name}")
     return function
+
+
+def _opaque(images: Any) -> Any:
+    rgba = isinstance(images, np.ndarray) and images.ndim == 4 and images.shape[3] == 4
+    return images[..., :3] if rgba else images
 
 
 def _check(reference: str, split: str, images: Any, labels: Any) -> None:

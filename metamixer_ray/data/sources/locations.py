@@ -137,6 +137,8 @@ def split_of(inner: str) -> str | None:
 def train_and_test(data: str, test_data: str | None) -> tuple[list[RemoteFile], list[RemoteFile]]:
     """The training files of ``data`` and the test files, by their names or from ``test_data``.
 
+    Where the two are the same there is nothing to train on: both parts are its test files, or all.
+
     Where both test and validation files are there, the test files are the test part.
 
     Raises:
@@ -153,6 +155,8 @@ def train_and_test(data: str, test_data: str | None) -> tuple[list[RemoteFile], 
             file for file in others if split_of(file.inner) == "validation"
         ]
         test = named or others
+        if test_data == data:
+            return test, test
         train = train or found
     else:
         test = by_split.get("test") or by_split.get("validation") or []
