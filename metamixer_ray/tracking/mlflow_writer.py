@@ -14,6 +14,9 @@ from metamixer_ray.tracking.rows import Row
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+LONGEST_UPLOADS = 3600.0
+"""Seconds that uploads may take in all after a run has ended."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -154,13 +157,21 @@ class MlflowWriter:
             return self._changed.wait_for(lambda: self._opened and not self._busy(), timeout)
 
     def finish(self, status: Status = "FINISHED", timeout: float = 60.0) -> bool:
-        """Send what was missed, close the run and stop; False when ``timeout`` seconds were not enough."""
+        """Send what was missed, close the run and stop; False when ``timeout`` seconds were not enough.
+
+        Files and models on their way to a store that takes them are waited for beyond that.
+        """
+        began = time.monotonic()
         with self._changed:
             self._status = status
-            self._deadline = time.monotonic() + timeout
+            self._deadline = began + timeout
             self._retry_at = 0.0
             self._changed.notify_all()
         self._thread.join(timeout + 0.5)
+        while self._thread.is_alive() and self._uploading() and time.monotonic() < began + LONGEST_UPLOADS:
+            with self._changed:
+                self._deadline = time.monotonic() + 2.0
+            self._thread.join(0.5)
         with self._changed:
             done = self._terminated and not self._busy()
             if not done:
@@ -175,6 +186,10 @@ class MlflowWriter:
         with self._changed:
             self._uploads[destination] = source
             self._changed.notify_all()
+
+    def _uploading(self) -> bool:
+        with self._changed:
+            return self._opened and bool(self._uploads) and self._failures == 0
 
     def _busy(self) -> bool:
         return bool(self._rows or self._metrics or self._tags or self._uploads)

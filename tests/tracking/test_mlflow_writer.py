@@ -190,3 +190,35 @@ def test_the_folder_of_a_store() -> None:
     assert sqlite_folder("sqlite:////home/ann/a%20b/mlflow.db?x=1") == Path("/home/ann/a%20b")
     assert sqlite_folder("sqlite:///mlflow.db") == Path()
     assert sqlite_folder("http://127.0.0.1:5000") is None
+
+
+def test_slow_uploads_are_waited_for_while_they_go_on(
+    store: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    uri, artifacts = store
+    upload = MlflowRun.upload
+
+    def slowly(run: MlflowRun, source: Path | bytes, destination: str) -> None:
+        time.sleep(1.5)
+        upload(run, source, destination)
+
+    monkeypatch.setattr(MlflowRun, "upload", slowly)
+    writer = MlflowWriter(uri, "slow uploads", "r", artifact_location=artifacts)
+    assert writer.wait(60)
+    for number in range(3):
+        writer.log_artifact(b"x", f"{number}.txt")
+    assert writer.finish(timeout=0.1)
+    client = MlflowClient(uri)
+    assert [file.path for file in client.list_artifacts(writer.run_id)] == ["0.txt", "1.txt", "2.txt"]
+    assert client.get_run(writer.run_id).info.status == "FINISHED"
+
+
+def test_what_the_store_will_never_take_is_told_and_given_up(store: tuple[str, str], tmp_path: Path) -> None:
+    uri, artifacts = store
+    told: list[str] = []
+    writer = MlflowWriter(uri, "refused", "r", artifact_location=artifacts, warn=told.append)
+    (tmp_path / "MLmodel").write_text("flavors: {}\n")
+    writer.log_model(tmp_path, "a:name")
+    assert writer.finish()
+    (text,) = told
+    assert text.startswith("model a:name was not logged to MLflow: ")
