@@ -137,10 +137,6 @@ class TrainConfig:
                 raise ConfigError(f"{flag(name)} must be at least {least}, it is {value}")
         if not self.test and not self.dataset.validation_fraction:
             raise ConfigError("--no-test needs a validation split to score instead: give --validation-fraction 0.1")
-        if self.dataset.test_data is not None and self.dataset.test_data == self.dataset.data:
-            raise ConfigError(
-                f"--test-data {self.dataset.test_data} is what --data is: there would be nothing to train on"
-            )
         if self.placement.replicas < 1:
             raise ConfigError(f"--replicas must be at least 1, it is {self.placement.replicas}")
         if self.run.keep_checkpoints < 1:

@@ -15,9 +15,7 @@ import tyro
 
 from metamixer_ray.cli import run_command
 from metamixer_ray.config import TrainConfig
-from metamixer_ray.data import NAMED_SOURCES, DataConfig, ImageSet, eval_batches, load_splits
-from metamixer_ray.data.sources import is_function
-from metamixer_ray.data.sources.folder import TEST_NAMES
+from metamixer_ray.data import DataConfig, ImageSet, eval_batches, load_splits
 from metamixer_ray.errors import ConfigError, DataError
 from metamixer_ray.evaluation import ScoreSums, probabilities_of
 from metamixer_ray.folder import RunFolder
@@ -55,15 +53,8 @@ class EvaluateOptions:
         """The other data, brought to the size that the networks were trained on; None for the run's own."""
         if self.data is None:
             return None
-        data = self.data
-        if Path(data).expanduser().is_dir():
-            parts = (Path(data).expanduser() / name for name in TEST_NAMES)
-            data = str(next((part for part in parts if part.is_dir()), Path(data).expanduser()))
-        named = data in NAMED_SOURCES or is_function(data)
         return DataConfig(
-            data=data,
-            # Nothing of it is to be trained on.
-            test_data=None if named else data,
+            data=self.data,
             image_column=self.image_column,
             label_column=self.label_column,
             data_root=self.data_root,
@@ -88,7 +79,7 @@ def evaluate_run(
             f"there is no run in {folder}: give a run's folder, or its name in {storage_of(TrainConfig())}"
         )
     other = options.dataset(facts["image_size"]) if options else None
-    splits = load_splits(other or config.dataset)
+    splits = load_splits(other or config.dataset, scored_only=other is not None)
     if other is None and splits.fingerprint != facts["data_fingerprint"]:
         raise DataError(
             f"--data: the images of the run have changed since it was trained ({config.dataset.data}), so its scores "

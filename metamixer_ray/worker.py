@@ -110,7 +110,9 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
         Diverged: values stay non-finite; names the peer.
         PeersDrifted: peers are at different steps, which can't be mended.
     """
-    peer = set_up(config, mesh, device)
+    splits = load_splits(config.dataset)
+    agree_on_images(splits.fingerprint, config.workers)
+    peer = set_up(config, mesh, device, splits)
     identified = checkpoint_identity(config, peer.splits)
     progress, start = Progress(), session.start_from()
     if start is not None:
@@ -123,10 +125,8 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
         train_epoch(peer, progress, session)
 
 
-def set_up(config: TrainConfig, mesh: PeerMesh, device: torch.device) -> Peer:
-    """Everything a rank needs, made from the configuration alone."""
-    splits = load_splits(config.dataset)
-    agree_on_images(splits.fingerprint, config.workers)
+def set_up(config: TrainConfig, mesh: PeerMesh, device: torch.device, splits: Splits) -> Peer:
+    """Everything a rank needs, made from the configuration and its images alone."""
     networks = build_peers(config, classes=len(splits.classes), image_size=splits.train.image_size)
     stage_counts = [len(network.stage_names) for network in networks]
     network = networks[mesh.peer].to(device)

@@ -77,7 +77,7 @@ class _Parts:
     note: str = ""
 
 
-def load_splits(config: DataConfig, *, processes: int = 1) -> Splits:
+def load_splits(config: DataConfig, *, processes: int = 1, scored_only: bool = False) -> Splits:
     """Open and split the data that ``config`` names; decode it if this node hasn't yet, unless it is streamed.
 
     The validation split is cut first, from the whole training part and in proportion to its classes;
@@ -88,13 +88,14 @@ def load_splits(config: DataConfig, *, processes: int = 1) -> Splits:
     Args:
         config: all about the data.
         processes: how many processes may decode a large set.
+        scored_only: nothing is to be trained on; files and folders then need no training part.
 
     Raises:
         ConfigError: an option that cannot work with this data.
         DataError: a file, row or download that cannot be used.
     """
     folder = cache_folder(config.cache_dir)
-    source = open_source(config, folder)
+    source = open_source(config, folder, scored_only=scored_only)
     if is_streamed(config, source):
         parts = _streamed(config, source, folder)
     else:

@@ -13,6 +13,7 @@ from metamixer_ray import worker
 from metamixer_ray.allocation import keep_freed_memory
 from metamixer_ray.checkpoint import Progress
 from metamixer_ray.config import TrainConfig, from_settings
+from metamixer_ray.data import load_splits
 from metamixer_ray.distill import Distiller, ExchangeCost, Reduce
 from metamixer_ray.mesh import PeerMesh
 
@@ -99,7 +100,7 @@ class Ours:
             replica_group=None,
         )
         self.group = group
-        self.peer = worker.set_up(config, mesh, CPU)
+        self.peer = worker.set_up(config, mesh, CPU, load_splits(config.dataset))
         self._progress = Progress()
 
     def say_each(self) -> None:

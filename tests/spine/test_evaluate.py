@@ -2,11 +2,7 @@
 
 from pathlib import Path
 
-import pytest
-
-from metamixer_ray.config import from_settings
 from metamixer_ray.data import load_splits
-from metamixer_ray.errors import ConfigError
 from metamixer_ray.evaluate import EvaluateOptions
 from tests.data.drawing import class_folders, drawn_set
 
@@ -14,7 +10,7 @@ from tests.data.drawing import class_folders, drawn_set
 def images_of(data: Path | str, size: int = 8) -> int:
     dataset = EvaluateOptions(run="run", data=str(data)).dataset(size)
     assert dataset is not None
-    return len(load_splits(dataset).test)
+    return len(load_splits(dataset, scored_only=True).test)
 
 
 def test_a_parquet_file_is_taken_whole(tmp_path: Path) -> None:
@@ -44,9 +40,3 @@ def test_trees_with_and_without_parts(tmp_path: Path) -> None:
 def test_named_sets_and_functions_have_their_own_test_part() -> None:
     assert images_of("digits", 16) == 359
     assert images_of("tests.e2e.own_parts:stripes", 16) > 0
-
-
-def test_a_training_needs_images_of_its_own(tmp_path: Path) -> None:
-    folder = str(drawn_set(tmp_path / "set"))
-    with pytest.raises(ConfigError, match=r"--test-data .* is what --data is: there would be nothing to train on"):
-        from_settings({"data": folder, "test_data": folder}).check()

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from metamixer_ray.checkpoint import Progress
 from metamixer_ray.config import TrainConfig
-from metamixer_ray.data import train_batches
+from metamixer_ray.data import load_splits, train_batches
 from metamixer_ray.mesh import build_mesh
 from metamixer_ray.meters import Meters
 from metamixer_ray.worker import learn, set_up, train_epoch
@@ -30,7 +30,7 @@ def alone(tmp_path: Path) -> Iterator[torch.device]:
 
 def test_a_step_never_waits_for_the_device(small: Make, alone: torch.device) -> None:
     config = small(peers=["resnet8"], distiller="none", epochs=1, train_limit=128, image_size=16, precision="auto")
-    peer = set_up(config, build_mesh(1, 1, alone, [0]), alone)
+    peer = set_up(config, build_mesh(1, 1, alone, [0]), alone, load_splits(config.dataset))
     peer.forward.train()
     meters = Meters()
     batches = train_batches(peer.splits.train, peer.order, config.dataset, seed=0, epoch=0, replica=0)
@@ -46,7 +46,7 @@ def test_a_step_never_waits_for_the_device(small: Make, alone: torch.device) -> 
 
 def test_an_epoch_runs_and_leaves_finite_weights(small: Make, alone: torch.device, tmp_path: Path) -> None:
     config = small(peers=["resnet8"], distiller="none", epochs=1, image_size=16, precision="auto")
-    peer = set_up(config, build_mesh(1, 1, alone, [0]), alone)
+    peer = set_up(config, build_mesh(1, 1, alone, [0]), alone, load_splits(config.dataset))
     train_epoch(peer, Progress(), FolderSession(tmp_path))
     assert (tmp_path / "checkpoint-epoch0001" / "peer0.pt").exists()
     assert all(torch.isfinite(value).all() for value in peer.network.state_dict().values())

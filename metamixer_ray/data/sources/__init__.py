@@ -10,7 +10,7 @@ from pathlib import Path
 from metamixer_ray.data.config import Augment, DataConfig
 from metamixer_ray.data.sources.base import CHUNK_ROWS, Chunk, Part, Source, Split, array_chunks
 from metamixer_ray.data.sources.digits import open_digits
-from metamixer_ray.data.sources.folder import open_folder
+from metamixer_ray.data.sources.folder import TEST_NAMES, open_folder
 from metamixer_ray.data.sources.function import open_function
 from metamixer_ray.data.sources.locations import SUFFIXES, is_uri
 from metamixer_ray.data.sources.parquet import open_parquet
@@ -30,17 +30,16 @@ NAMED_SOURCES: dict[str, Callable[[DataConfig, Path], Source]] = {
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def is_function(data: str) -> bool:
-    """Whether ``data`` has the form ``module:function``."""
-    return _FUNCTION.fullmatch(data) is not None
-
-
-def open_source(config: DataConfig, cache_dir: Path) -> Source:
+def open_source(config: DataConfig, cache_dir: Path, *, scored_only: bool = False) -> Source:
     """The source that ``config.data`` names: a known name, else ``module:function``, else a URI, file, folder
     or glob.
 
     A folder of Parquet files is recognised by what is in it; any other folder is a tree of class folders.
     Write ``./digits`` for a folder that bears a known name.
+
+    Args:
+        scored_only: nothing is to be trained on, so files and folders need no training part; both parts are then
+            the test part, or all there is.
 
     Raises:
         ConfigError: nothing of that name, or options that don't belong together.
@@ -55,13 +54,15 @@ def open_source(config: DataConfig, cache_dir: Path) -> Source:
         raise ConfigError(
             f"--data-root belongs to the named sets ({', '.join(TORCHVISION_SETS)}), but --data is {data}"
         )
-    if is_function(data):
+    if _FUNCTION.fullmatch(data):
         return open_function(data)
     path = Path(data).expanduser()
     if not is_uri(data) and path.is_dir() and not _holds_parquet(path):
         test = Path(config.test_data).expanduser() if config.test_data is not None else None
         if test is not None and not test.is_dir():
             raise ConfigError(f"--test-data {config.test_data}: no such folder; --data is a tree of class folders")
+        if scored_only:
+            path = test = next((path / name for name in TEST_NAMES if (path / name).is_dir()), path)
         return open_folder(path, test_folder=test)
     if is_uri(data) or path.exists() or re.search(r"[*?\[]", data):
         return open_parquet(
@@ -69,6 +70,7 @@ def open_source(config: DataConfig, cache_dir: Path) -> Source:
             test_data=config.test_data,
             image_column=config.image_column,
             label_column=config.label_column,
+            scored_only=scored_only,
         )
     known = ", ".join(NAMED_SOURCES)
     near = difflib.get_close_matches(data.lower(), NAMED_SOURCES, n=1, cutoff=0.5)
@@ -108,7 +110,6 @@ __all__ = [
     "Source",
     "Split",
     "array_chunks",
-    "is_function",
     "open_source",
     "resolve_augment",
 ]

@@ -134,10 +134,16 @@ def split_of(inner: str) -> str | None:
     return None
 
 
+def scored_files(data: str) -> list[RemoteFile]:
+    """The files of ``data`` that are scored where nothing is to be trained on: its test files, or all."""
+    found = find_parquet(data, flag="--data")
+    return next(
+        (named for part in ("test", "validation") if (named := [f for f in found if split_of(f.inner) == part])), found
+    )
+
+
 def train_and_test(data: str, test_data: str | None) -> tuple[list[RemoteFile], list[RemoteFile]]:
     """The training files of ``data`` and the test files, by their names or from ``test_data``.
-
-    Where the two are the same there is nothing to train on: both parts are its test files, or all.
 
     Where both test and validation files are there, the test files are the test part.
 
@@ -155,8 +161,6 @@ def train_and_test(data: str, test_data: str | None) -> tuple[list[RemoteFile], 
             file for file in others if split_of(file.inner) == "validation"
         ]
         test = named or others
-        if test_data == data:
-            return test, test
         train = train or found
     else:
         test = by_split.get("test") or by_split.get("validation") or []

@@ -9,14 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from metamixer_ray.data.sources.base import CHUNK_ROWS, Chunk, Part, Source, Split
-from metamixer_ray.data.sources.locations import RemoteFile, train_and_test
+from metamixer_ray.data.sources.locations import RemoteFile, scored_files, train_and_test
 from metamixer_ray.errors import ConfigError, DataError
 
 FILES_AT_A_TIME = 16
 """Footers and labels are small reads, which on remote storage are all waiting."""
 
 
-def open_parquet(data: str, *, test_data: str | None, image_column: str | None, label_column: str | None) -> Source:
+def open_parquet(
+    data: str,
+    *,
+    test_data: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    scored_only: bool = False,
+) -> Source:
     """Images and labels of Parquet files, as the Hugging Face Hub serves them.
 
     Args:
@@ -25,12 +32,13 @@ def open_parquet(data: str, *, test_data: str | None, image_column: str | None, 
         test_data: where the test part is, if not in ``data``.
         image_column: column of ``struct<bytes, path>`` or binary; None finds the only one of the first type.
         label_column: integer column; None finds the only one, or the only one marked as ClassLabel.
+        scored_only: nothing is to be trained on: both parts are the test part, or all where no file is named so.
 
     Raises:
         ConfigError: nothing is there, or there is no test part, or a column must be named.
         DataError: a URI cannot be reached; on opening, a file is damaged or lacks a column.
     """
-    train, test = train_and_test(data, test_data)
+    train, test = (scored_files(data),) * 2 if scored_only else train_and_test(data, test_data)
     files = {"train": train, "test": test}
 
     def open_part(split: Split) -> Part:
