@@ -1,8 +1,18 @@
 """What a user of the project brings along: a network and data sets of their own."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
+
+from metamixer_ray.config import home
+
+WAITING = 5
+"""The training step (from 1) at which a ``patient`` network waits."""
 
 
 def network(*, classes: int, image_size: int) -> nn.Module:
@@ -49,6 +59,41 @@ def breaks_later(*, classes: int, image_size: int) -> nn.Module:
             return logits
 
     return BreaksLater()
+
+
+def _barrier() -> Path:
+    return home() / "patience"
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """Within this context, in whatever process they are, patient networks wait."""
+    _barrier().touch()
+    try:
+        yield
+    finally:
+        _barrier().unlink()
+
+
+def patient(*, classes: int, image_size: int) -> nn.Module:
+    """The small network, which waits at step ``WAITING``, without using the processor, where patience is asked for."""
+
+    class Patient(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network(classes=classes, image_size=image_size)
+            self.stage_names = ("body.0", "body.1")
+            self.steps = 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                self.steps += 1
+                while self.steps == WAITING and _barrier().exists():
+                    time.sleep(0.1)
+            logits: torch.Tensor = self.body(images)
+            return logits
+
+    return Patient()
 
 
 def tells_where(*, classes: int, image_size: int) -> nn.Module:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from metamixer_ray.evaluate import evaluate_run
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.preparation import batch_order
 from tests.e2e import own_parts, tiny
-from tests.e2e.conftest import EPOCHS
 
 pytestmark = pytest.mark.ray
 
@@ -206,6 +204,7 @@ def test_own_network_and_own_data(ray_cluster: str, tmp_path: Path) -> None:
             name="own",
             train_limit=None,
             epochs=2,
+            loader_processes=1,
             log_models=True,
         )
     )
@@ -230,26 +229,14 @@ def test_parts_in_the_folder_a_command_is_run_in(ray_cluster: str, tmp_path: Pat
     assert [row["epoch"] for row in tiny.rows(tmp_path / "runs" / "here")] == [1]
 
 
-def test_loader_processes_change_nothing(uninterrupted: Path, tmp_path: Path) -> None:
-    train(tiny.config(tmp_path, name="processes", epochs=EPOCHS, loader_processes=2))
-    tiny.assert_same_weights(uninterrupted, tmp_path / "runs" / "processes", peers=2)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
-def test_compiled_networks_learn_the_same(uninterrupted: Path, tmp_path: Path) -> None:
-    train(tiny.config(tmp_path, name="compiled", epochs=EPOCHS, compile=True))
-    plain, compiled = tiny.rows(uninterrupted)[0], tiny.rows(tmp_path / "runs" / "compiled")[0]
-    for one, other in zip(plain["peers"], compiled["peers"], strict=True):
-        assert other["nll"] == pytest.approx(one["nll"], rel=0.02)
-
-
-@pytest.mark.parametrize("labels", [("kind=a", "kind=b"), ("kind=b", "kind=a")])
-def test_each_peer_runs_where_its_labels_say(ray_cluster: str, tmp_path: Path, labels: tuple[str, str]) -> None:
-    # The network tells on which node it was built: only the worker that keeps a peer trains it there.
-    peers = ["tests.e2e.own_parts:tells_where", "resnet8"]
+def test_each_peer_runs_where_its_labels_say(ray_cluster: str, tmp_path: Path) -> None:
+    # The network tells on which node it was trained. By chance, every fourth time at most, they would lie like this.
+    labels = ["kind=b", "kind=a", "kind=b"]
+    peers = ["tests.e2e.own_parts:tells_where"] * 3
     config = tiny.config(tmp_path, name="placed", peers=peers, peer_labels=labels, image_size=16, epochs=1)
     train(config)
-    assert tiny.final_state(tmp_path / "runs" / "placed", 0)["network"]["node"].item() == ord(labels[0][-1])
+    nodes = [tiny.final_state(tmp_path / "runs" / "placed", peer)["network"]["node"].item() for peer in range(3)]
+    assert nodes == [ord("b"), ord("a"), ord("b")]
 
 
 def test_labels_that_no_node_has_are_refused(ray_cluster: str, tmp_path: Path) -> None:

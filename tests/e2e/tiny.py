@@ -25,6 +25,15 @@ SETTINGS: dict[str, Any] = {
     "precision": "float32",
 }
 
+# One peer, which waits where a test asks for patience (see own_parts).
+PATIENT: dict[str, Any] = {
+    "peers": ["tests.e2e.own_parts:patient"],
+    "image_size": 16,
+    "distiller": "none",
+    "statistics": "none",
+    "mixer": "none",
+}
+
 
 def config(storage: Path, **settings: Any) -> TrainConfig:
     """The tiny training with some settings changed; its tracking store lies beside its run."""

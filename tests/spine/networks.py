@@ -55,6 +55,18 @@ class Tiny(nn.Module):
         return logits * torch.nan if spoiled else logits
 
 
+class Quiet(Tiny):
+    """The same without a record of the images, which a compiler can take whole."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.two(self.one(images)).mean((2, 3)))
+        return logits
+
+
+def quiet(classes: int) -> nn.Module:
+    return Quiet(classes)
+
+
 def tiny(classes: int) -> nn.Module:
     return Tiny(classes)
 

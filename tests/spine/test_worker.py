@@ -20,7 +20,7 @@ from metamixer_ray.reporting import assemble_row
 from tests.distill.textbook import mutual_learning
 from tests.spine.networks import digest
 from tests.spine.pool import Pool
-from tests.spine.training import TIMES, Outcome, agreement_on_images, learn_together
+from tests.spine.training import TIMES, Outcome, agreement_on_images, compiled_graphs, learn_together
 
 Make = Callable[..., TrainConfig]
 HERE = "tests.spine.networks"
@@ -268,6 +268,19 @@ def test_a_broken_peer_is_named_rightly_wherever_it_sits(pool: Pool, small: Make
     outcomes = pool.run(2, learn_together, config, tmp_path, None, None, [1, 0])
     assert [o.peer for o in outcomes] == [1, 0]
     assert all("peer 1 (" in o.ended for o in outcomes)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+def test_compiled_networks_learn_the_same(pool: Pool, small: Make, tmp_path: Path) -> None:
+    def learn(name: str, **settings: Any) -> Outcome:
+        config = small(peers=[f"{HERE}:quiet"] * 2, mixer="manifold-mixup", **settings)
+        return pool.run(2, learn_together, config, tmp_path / name, None, None, None, False)[1]
+
+    plain, compiled = learn("plain"), learn("compiled", compile=True)
+    assert len(plain.epochs) == len(compiled.epochs) == 2
+    for one, other in zip(plain.epochs, compiled.epochs, strict=True):
+        assert other["train"]["loss"] == pytest.approx(one["train"]["loss"], rel=1e-3)
+    assert all(graphs > 0 for graphs in pool.run(2, compiled_graphs))
 
 
 @pytest.mark.parametrize("statistics", ["attention", "similarity"])
