@@ -24,6 +24,7 @@ from PIL import Image
 from metamixer_ray import train
 from metamixer_ray.errors import CheckpointError, TrainingFailed
 from metamixer_ray.tracking import Console
+from metamixer_ray.train import main
 from tests.e2e import tiny
 from tests.e2e.conftest import EPOCHS
 from tests.e2e.own_parts import stripes
@@ -139,21 +140,22 @@ def _pid(process: psutil.Process) -> int:
     return process.pid
 
 
-def test_a_killed_driver_is_resumed_by_the_same_command(ray_cluster: str, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_stopped_and_killed_driver_is_resumed_by_the_same_command(
+    ray_cluster: str, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [*tiny.flags(tmp_path, epochs=EPOCHS), "--address", ray_cluster]
     folder = tmp_path / "runs"
-    driver = subprocess.Popen([sys.executable, "-m", "metamixer_ray.train", *words], stdout=subprocess.DEVNULL)
-    try:
-        assert wait_for(lambda: any(_recorded(run) >= 2 for run in folder.glob("*")))
-    finally:
-        driver.kill()
-        driver.wait()
+    code, told = _ended(words, folder, rows=2, signum=signal.SIGINT)
+    assert code == 130, told
+    assert "Traceback" not in told
     (run,) = folder.iterdir()
-    assert not (run / "summary.json").exists()
-    # Taken up again, it is stopped as spot machines and clusters do it; and taken up once more.
-    code, told = _stopped(["--resume", *words], run, rows=5, signum=signal.SIGTERM)
-    assert code == 143, told
+    assert re.search(rf"--name {run.name} .*--resume", told), told
     assert _tracked_status(tmp_path) == "KILLED"
+    assert not workers(os.getpid())
+    # Taken up again, it gets no time to end tidily; and it is taken up once more.
+    code, told = _ended(["--resume", *words], folder, rows=5, signum=signal.SIGKILL)
+    assert code == -signal.SIGKILL, told
+    assert not (run / "summary.json").exists()
     again = tiny.command(*words, "--resume")
     assert again.returncode == 0, again.stderr
     assert (run / "summary.json").exists()
@@ -161,30 +163,19 @@ def test_a_killed_driver_is_resumed_by_the_same_command(ray_cluster: str, uninte
     _assert_equal_runs(uninterrupted, run)
     assert _tracked_epochs(tmp_path) == list(range(1, EPOCHS + 1))
     # Nothing of this configuration is unfinished now.
-    nothing = tiny.command(*words, "--resume")
-    assert nothing.returncode == 2
-    assert "--resume: no unfinished run of this configuration" in nothing.stderr
+    assert main([*words, "--resume"]) == 2
+    assert "--resume: no unfinished run of this configuration" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_a_command_tidily(ray_cluster: str, tmp_path: Path) -> None:
-    words = [*tiny.flags(tmp_path, epochs=EPOCHS, name="stopped"), "--address", ray_cluster]
-    code, told = _stopped(words, tmp_path / "runs" / "stopped", rows=2, signum=signal.SIGINT)
-    assert code == 130, told
-    assert "Traceback" not in told
-    assert re.search(r"--name stopped .*--resume", told), told
-    assert _tracked_status(tmp_path) == "KILLED"
-    assert not workers(os.getpid())
-
-
-def _stopped(words: list[str], folder: Path, *, rows: int, signum: signal.Signals) -> tuple[int, str]:
-    """Run the command until so many rows are recorded, send the signal; its exit status and what it printed."""
+def _ended(words: list[str], runs: Path, *, rows: int, signum: signal.Signals) -> tuple[int, str]:
+    """Run the command until a run has so many rows, send the signal; its exit status and what it printed."""
     driver = subprocess.Popen(
         [sys.executable, "-m", "metamixer_ray.train", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert wait_for(lambda: _recorded(folder) >= rows)
+    assert wait_for(lambda: any(_recorded(run) >= rows for run in runs.glob("*")))
     driver.send_signal(signum)
     told, _ = driver.communicate(timeout=120)
     return driver.returncode, told

@@ -16,7 +16,7 @@ from metamixer_ray import keeping, train
 from metamixer_ray.config import read_yaml
 from metamixer_ray.data import load_splits
 from metamixer_ray.errors import ConfigError, DataError
-from metamixer_ray.evaluate import evaluate_run
+from metamixer_ray.evaluate import evaluate_run, main
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.preparation import batch_order
 from tests.e2e import own_parts, tiny
@@ -142,19 +142,19 @@ def test_evaluate_gives_what_training_reported(finished: tuple[Path, dict[str, A
     assert math.isclose(scores["agreement"], summary["agreement"])
 
 
-def test_evaluate_as_a_command(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_evaluate_as_a_command(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, summary = finished
     done = tiny.command(str(folder), "--json", module="metamixer_ray.evaluate")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["peers"][0]["top1"] == summary["peers"][0]["top1"]
     # The order of words must not matter, nor may other data be taken for the run's own.
     other = ["--data", "tests.e2e.own_parts:stripes", "--device", "cpu", str(folder)]
-    refused = tiny.command(*other, module="metamixer_ray.evaluate")
-    assert refused.returncode == 2
-    assert "its classes are 0, 1, 2; the run was trained on 0, 1, 2, 3" in refused.stderr
-    nowhere = tiny.command(str(tmp_path), module="metamixer_ray.evaluate")
-    assert nowhere.returncode == 2
-    assert "no run in" in nowhere.stderr
+    assert main(other) == 2
+    assert "its classes are 0, 1, 2; the run was trained on 0, 1, 2, 3" in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 2
+    assert "no run in" in capsys.readouterr().err
 
 
 def test_a_name_is_taken_once_and_a_finished_run_stays(finished: tuple[Path, dict[str, Any]]) -> None:
