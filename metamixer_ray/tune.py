@@ -293,7 +293,12 @@ def build_tpe(config: SweepConfig, space: Space) -> Tpe | None:
     """HyperOpt's proposals, where the options ask for them."""
     if config.search != "tpe":
         return None
-    return Tpe(space, seed=config.search_seed, random_first=config.random_first)
+    return Tpe(
+        space,
+        seed=config.search_seed,
+        random_first=config.random_first,
+        defaults=plain_settings(config.training),
+    )
 
 
 def refit(

@@ -31,7 +31,7 @@ class Trial:
     origin: str
     """Who proposed it: defaults, first, tpe, random, grid, or what a comparison calls its condition."""
     labels: dict[str, Any] = field(default_factory=dict)
-    """HyperOpt's own description of the point, empty when it proposed none."""
+    """HyperOpt's own description of the point, empty when its space doesn't hold it."""
     refused: list[dict[str, Any]] = field(default_factory=list)
     """Such descriptions of points that HyperOpt proposed just before, and that can't work."""
     status: Status = "running"

@@ -13,9 +13,10 @@ from hyperopt import JOB_STATE_DONE, STATUS_OK, Domain, Trials, space_eval, tpe
 from hyperopt.pyll import as_apply
 from ray.tune.search import Searcher
 
+from metamixer_ray.config import from_settings
 from metamixer_ray.errors import UserError
 from metamixer_ray.sweeps.ledger import Ledger, Trial
-from metamixer_ray.sweeps.spaces import Settings, Space, flattened
+from metamixer_ray.sweeps.spaces import Settings, Space, flattened, locate
 
 # Proposals whose settings can't work together, one after the other.
 _ATTEMPTS = 50
@@ -28,13 +29,24 @@ class Tpe:
     Args:
         seed: decides, together with what was told, what is proposed.
         random_first: so many points are drawn at random first.
+        defaults: all settings of a training, which a point may change.
     """
 
-    def __init__(self, space: Space, *, seed: int, random_first: int) -> None:
-        self._space, self._seed, self._random_first = as_apply(dict(space)), seed, random_first
+    def __init__(self, space: Space, *, seed: int, random_first: int, defaults: Settings) -> None:
+        self._seed, self._random_first, self._defaults = seed, random_first, defaults
+        self._space = as_apply(dict(space))
         self._trials = Trials()
-        self._refused = 0
+        # Of what it was told, so much was not drawn by it, or not tried.
+        self._besides = 0
         self._domain = Domain(lambda point: point, self._space)
+
+    def locate(self, settings: Settings) -> dict[str, Any]:
+        """HyperOpt's labels of a point of somebody else; empty when the space doesn't hold it."""
+        wanted = {**self._defaults, **settings}
+        labels = locate(self._space, wanted) or {}
+        meant = {**self._defaults, **flattened(space_eval(self._space, labels))} if labels else {}
+        # What the labels don't say must be as it is by default.
+        return labels if labels and from_settings(meant) == from_settings(wanted) else {}
 
     def propose(self, number: int, attempt: int = 0) -> tuple[Settings, dict[str, Any]]:
         """Settings for trial ``number``, and HyperOpt's labels of them to :meth:`tell` with."""
@@ -45,7 +57,7 @@ class Tpe:
             self._domain,
             self._trials,
             seed=int(rng.integers(2**31)),
-            n_startup_jobs=self._random_first + self._refused,
+            n_startup_jobs=self._random_first + self._besides,
             verbose=False,
         )
         labels = {label: _number(values[0]) for label, values in document["misc"]["vals"].items() if len(values)}
@@ -53,11 +65,14 @@ class Tpe:
 
     def refuse(self, labels: Mapping[str, Any]) -> None:
         """A point can't work, and was not tried."""
-        self._refused += 1
-        self.tell(labels, None)
+        self.tell(labels, None, drawn=False)
 
-    def tell(self, labels: Mapping[str, Any], score: float | None) -> None:
-        """How good a point was, the more the better; None when it failed."""
+    def tell(self, labels: Mapping[str, Any], score: float | None, *, drawn: bool = True) -> None:
+        """How good a point was, the more the better; None when it failed.
+
+        ``drawn``: it was proposed here, and tried.
+        """
+        self._besides += not drawn
         (identifier,) = self._trials.new_trial_ids(1)
         known = {node.pos_args[0].obj for node in _parameters(self._space)}
         misc = {
@@ -166,11 +181,13 @@ class Proposer(Searcher):
                 return self._again.pop(0)
             if not self._points:
                 return self._propose(len(self._ledger.trials()))
-            trial = self._ledger.add(*self._points.pop(0))
+            settings, origin = self._points.pop(0)
+            trial = self._ledger.add(settings, origin, self._tpe.locate(settings) if self._tpe else None)
             try:
                 self._check(trial.settings)
             except UserError as error:
                 self._never(trial.number, str(error).splitlines()[0])
+                self._tell(trial, None)
             else:
                 return trial
         return None
@@ -183,8 +200,12 @@ class Proposer(Searcher):
         assert self._tpe is not None
         for labels in trial.refused:
             self._tpe.refuse(labels)
-        if trial.over and trial.labels:
-            self._tpe.tell(trial.labels, None if trial.status == "failed" else trial.score)
+        if trial.over:
+            self._tell(trial, None if trial.status == "failed" else trial.score)
+
+    def _tell(self, trial: Trial, score: float | None) -> None:
+        if self._tpe is not None and trial.labels:
+            self._tpe.tell(trial.labels, score, drawn=trial.origin == "tpe")
 
     def _propose(self, number: int) -> Trial | None:
         assert self._tpe is not None
@@ -209,9 +230,9 @@ class Proposer(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """See :class:`ray.tune.search.Searcher`."""
         trial, _ = self._running.pop(trial_id, (None, 0))
-        if trial is not None and self._tpe is not None and trial.labels:
+        if trial is not None:
             failed = error or result is None or "failed" in result
-            self._tpe.tell(trial.labels, None if failed or result is None else result.get("score"))
+            self._tell(trial, None if failed or result is None else result.get("score"))
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles all that it is given, for a restoration of its own, which is never asked for.

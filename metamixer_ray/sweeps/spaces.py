@@ -16,6 +16,7 @@ import difflib
 import importlib
 import importlib.util
 import itertools
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -156,6 +157,15 @@ def draws(space: Space, number: int, seed: int) -> list[Settings]:
     return [flattened(sample(apply, rng)) for _ in range(number)]
 
 
+def locate(space: Space | Apply, settings: Settings) -> dict[str, Any] | None:
+    """HyperOpt's labels of a point, each with its value: the index of an option, or a number.
+
+    ``settings`` are all of a training's settings, not only those that the space has. None: the point does not lie in
+    the space, or in one whose expressions can't be turned round (such as ``2 ** hp.uniform(...)``).
+    """
+    return _labels_of(as_apply(space if isinstance(space, Apply) else dict(space)), "", settings)
+
+
 def grid(space: Space) -> list[Settings]:
     """All settings of a space of finite choices, without repetition.
 
@@ -204,6 +214,60 @@ def _options(node: Apply) -> list[Apply] | None:
 def _is_group(node: Apply) -> bool:
     options = _options(node)
     return options is not None and any(option.name == "dict" for option in options)
+
+
+def _labels_of(node: Apply, name: str, settings: Settings) -> dict[str, Any] | None:
+    """The labels that give setting ``name`` its value; of a mapping, those that do so for all its settings."""
+    if node.name == "dict":
+        parts = [_labels_of(value, key, settings) for key, value in node.named_args]
+        whole = [part for part in parts if part is not None]
+        return {k: v for part in whole for k, v in part.items()} if len(whole) == len(parts) else None
+    if (options := _options(node)) is not None:
+        for index, option in enumerate(options):
+            labels = _labels_of(option, name, settings)
+            if labels is not None:
+                return {str(node.pos_args[0].pos_args[0].obj): index, **labels}
+        return None
+    return _labels_for(node, settings[name])
+
+
+def _labels_for(node: Apply, value: Any) -> dict[str, Any] | None:
+    """The labels that make ``node`` be ``value``."""
+    if isinstance(value, list | tuple) and len(value) == 1 and node.name != "pos_args":
+        # One learning rate for all peers is a number in a space.
+        return _labels_for(node, value[0])
+    if isinstance(node, PyllLiteral):
+        return {} if node.obj == value else None
+    if node.name == "pos_args":
+        if not isinstance(value, list | tuple) or len(value) != len(node.pos_args):
+            return None
+        parts = [_labels_for(item, wanted) for item, wanted in zip(node.pos_args, value, strict=True)]
+        whole = [part for part in parts if part is not None]
+        return {k: v for part in whole for k, v in part.items()} if len(whole) == len(parts) else None
+    if node.name in ("float", "int"):
+        return _labels_for(node.pos_args[0], value)
+    if node.name == "hyperopt_param" and isinstance(value, int | float) and _may_be(node.pos_args[1], value):
+        return {str(node.pos_args[0].obj): value}
+    return None
+
+
+def _may_be(distribution: Apply, value: float) -> bool:
+    """Whether a distribution may draw a number."""
+    kind, bounds = distribution.name, ("low", "high", "q")
+    low, high, step = (
+        argument.obj if isinstance(argument, PyllLiteral) else None for argument in map(distribution.arg.get, bounds)
+    )
+    if step is not None and not math.isclose(value / step, round(value / step), abs_tol=1e-9):
+        return False
+    if kind in ("normal", "qnormal", "lognormal", "qlognormal"):
+        return "log" not in kind or value > 0
+    if kind == "randint" and low is not None:
+        return value in (range(low) if high is None else range(low, high))
+    if low is None or high is None:
+        return False
+    if kind in ("loguniform", "qloguniform"):
+        return value > 0 and low <= math.log(value) <= high
+    return kind in ("uniform", "quniform") and low <= value <= high
 
 
 def _points(node: Apply, name: str = "") -> Iterator[Any]:

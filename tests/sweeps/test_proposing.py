@@ -7,13 +7,15 @@ import pytest
 from hyperopt import hp
 from ray.tune.search import Searcher
 
-from metamixer_ray.config import from_settings
+from metamixer_ray.config import TrainConfig, from_settings
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.sweeps.ledger import Ledger
 from metamixer_ray.sweeps.proposing import Limits, Proposer, Tpe
+from metamixer_ray.tune import plain_settings
 
 SAMPLES = 14
+DEFAULTS = plain_settings(TrainConfig())
 
 
 def space() -> dict[str, Any]:
@@ -49,7 +51,7 @@ def limits(samples: int = SAMPLES, most: int = 99, places: int = 2) -> Limits:
 
 
 def proposer(folder: Path, allowed: Limits | None = None, **more: Any) -> Proposer:
-    tpe = Tpe(space(), seed=0, random_first=6)
+    tpe = Tpe(space(), seed=0, random_first=6, defaults=DEFAULTS)
     points = [({}, "defaults"), ({"local_alpha": 0.5}, "first")]
     return Proposer(Ledger(RunFolder(str(folder))), points, tpe, allowed or limits(), **more)
 
@@ -130,7 +132,9 @@ def test_what_can_never_be_placed_is_recorded_with_the_reason(tmp_path: Path) ->
 
 def test_a_space_of_which_nothing_can_be_placed_ends(tmp_path: Path) -> None:
     told: list[str] = []
-    tpe = Tpe({"peers": hp.choice("peers", [["resnet8"] * 5, ["resnet8"] * 6])}, seed=0, random_first=2)
+    tpe = Tpe(
+        {"peers": hp.choice("peers", [["resnet8"] * 5, ["resnet8"] * 6])}, seed=0, random_first=2, defaults=DEFAULTS
+    )
     search = Proposer(
         Ledger(RunFolder(str(tmp_path))), [({}, "defaults")], tpe, limits(samples=9), left_out=told.append
     )
@@ -165,11 +169,38 @@ def test_nothing_is_begun_once_it_is_halted(tmp_path: Path) -> None:
 
 
 def test_points_with_conditions_can_be_told() -> None:
-    tpe = Tpe(space(), seed=1, random_first=2)
+    tpe = Tpe(space(), seed=1, random_first=2, defaults=DEFAULTS)
     for number in range(12):
         settings, labels = tpe.propose(number)
         assert ("both" in labels) == settings["mix_together"]
         tpe.tell(labels, None if number % 4 == 0 else value(settings))
+
+
+def test_points_of_others_are_told_where_the_space_holds_them() -> None:
+    tpe = Tpe(space(), seed=1, random_first=2, defaults=DEFAULTS)
+    assert tpe.locate({}) == {"pairing": 0, "coins": 1, "off": 0}
+    within = {"pairing": "within-class", "mix_together": True, "local_probability": 0.3}
+    assert tpe.locate(within) == {"pairing": 1, "coins": 0, "both": 0.3}
+    for outside in ({"pairing": "free"}, {"lr": 0.5}, {"local_probability": 0.3}, {"off_epochs": 1}):
+        assert tpe.locate(outside) == {}
+
+
+def test_what_others_proposed_is_learnt_from_too(tmp_path: Path) -> None:
+    """Of the same draws those differ that come after the random ones, when a point is known to be good."""
+
+    def later(score: float, folder: Path) -> list[dict[str, Any]]:
+        search = proposer(folder)
+        seen: list[dict[str, Any]] = []
+        for number in range(SAMPLES):
+            config = search.suggest(str(number))
+            assert isinstance(config, dict)
+            seen.append(config["settings"])
+            search.on_trial_complete(str(number), {"score": value(seen[-1]) if number else score})
+        return seen
+
+    bad, good = later(-9.0, tmp_path / "bad"), later(9.0, tmp_path / "good")
+    assert bad[:8] == good[:8]  # the two given points, and six at random
+    assert bad[8:] != good[8:]
 
 
 def test_a_record_that_is_none_is_named(tmp_path: Path) -> None:

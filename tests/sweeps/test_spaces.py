@@ -4,13 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hyperopt import hp
+from hyperopt import hp, space_eval
+from hyperopt.pyll import as_apply
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metamixer_ray.config import flatten, from_settings
+from metamixer_ray.config import TrainConfig, flatten, from_settings
 from metamixer_ray.errors import ConfigError
-from metamixer_ray.sweeps.spaces import built_in_spaces, check_space, draws, field_names, grid, load_spaces
+from metamixer_ray.sweeps.spaces import (
+    built_in_spaces,
+    check_space,
+    draws,
+    field_names,
+    flattened,
+    grid,
+    load_spaces,
+    locate,
+)
 
 
 def conditional() -> dict[str, Any]:
@@ -32,6 +42,38 @@ def test_a_choice_brings_only_its_own_settings() -> None:
     for point in draws(conditional(), 50, seed=0):
         assert ("local_probability" in point) == point["mix_together"]
         assert "coins" not in point
+
+
+@pytest.mark.parametrize("name", [None, *built_in_spaces()])
+def test_every_draw_is_found_again(name: str | None) -> None:
+    """What the labels of a draw's settings stand for is the draw."""
+    space = conditional() if name is None else load_spaces([name])
+    defaults = flatten(TrainConfig())
+    for point in draws(space, 20, seed=1):
+        labels = locate(space, {**defaults, **point})
+        assert labels is not None
+        again = flattened(space_eval(dict(space), labels))
+        assert from_settings({**defaults, **again}) == from_settings({**defaults, **point})
+
+
+@given(st.floats(0.01, 20))
+def test_a_number_is_found_where_its_distribution_may_draw_it(number: float) -> None:
+    space = {
+        "local_alpha": hp.uniform("a", 0.5, high=2),
+        "global_alpha": hp.loguniform("b", 0, 1),
+        "lr": hp.lognormal("c", 0, 1),
+    }
+    point = {"local_alpha": number, "global_alpha": number, "lr": [number]}
+    within = 1 <= number <= 2
+    assert locate(space, point) == ({"a": number, "b": number, "c": number} if within else None)
+    whole = round(number)
+    steps = {"batch_size": hp.quniform("d", 0, 20, 4), "off_epochs": hp.randint("e", 2, 9)}
+    found = locate(steps, {"batch_size": whole, "off_epochs": whole})
+    assert found == ({"d": whole, "e": whole} if whole in (4, 8) else None)
+
+
+def test_what_cannot_be_turned_round_is_not_found() -> None:
+    assert locate({"batch_size": 2 ** as_apply(hp.randint("a", 9))}, {"batch_size": 64}) is None
 
 
 def test_a_grid_is_every_combination_once() -> None:
