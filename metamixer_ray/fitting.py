@@ -21,12 +21,12 @@ from metamixer_ray.interruption import aside
 from metamixer_ray.placement import missing_now, scaling
 from metamixer_ray.reporting import EpochReporter, first_line
 from metamixer_ray.restoring import repair_snapshot
-from metamixer_ray.runs import METRICS
+from metamixer_ray.runs import journal_of
 from metamixer_ray.session import ray_worker
 from metamixer_ray.starting import PeersTrainer, SafeStarts, give_back
 from metamixer_ray.stopping import StopWhenTold
 from metamixer_ray.ticker import Ticker
-from metamixer_ray.tracking import Journal, MlflowWriter
+from metamixer_ray.tracking import MlflowWriter
 
 # A collective that waits longer than this has lost somebody.
 COLLECTIVE_TIMEOUT_SECONDS = 300
@@ -77,7 +77,7 @@ def fit(
         TrainingFailed: it ended early; says how to go on.
     """
     folder.create()
-    journal = Journal(folder.filesystem, folder.path(METRICS))
+    journal = journal_of(folder)
     writer.offer(journal.rows())
     if any(row["epoch"] == config.epochs for row in journal.rows()):
         return journal.rows()
@@ -133,7 +133,7 @@ def fit(
                 raise _told(error, folder) from error
             finally:
                 console.close()
-    rows = Journal(folder.filesystem, folder.path(METRICS)).rows()
+    rows = journal_of(folder).rows()
     writer.offer(rows)
     if not rows or rows[-1]["epoch"] != config.epochs:
         done = rows[-1]["epoch"] if rows else 0

@@ -13,6 +13,7 @@ from metamixer_ray.config import TrainConfig, from_settings, home, identity, to_
 from metamixer_ray.data import Splits
 from metamixer_ray.errors import ConfigError, UserError
 from metamixer_ray.folder import RunFolder
+from metamixer_ray.tracking import Journal
 
 CONFIG, METRICS, SUMMARY, RUN = "config.yaml", "metrics.jsonl", "summary.json", "run.json"
 # Is there when MLflow has everything.
@@ -32,6 +33,11 @@ class Run:
     def name(self) -> str:
         """The folder's name."""
         return self.folder.name
+
+
+def journal_of(folder: RunFolder) -> Journal:
+    """The record of the run in a folder as it is now, also where nothing is recorded yet."""
+    return Journal(folder.filesystem, folder.path(METRICS))
 
 
 def storage_of(config: TrainConfig) -> RunFolder:

@@ -14,7 +14,6 @@ from metamixer_ray.cli import parse, run_command
 from metamixer_ray.config import TrainConfig, flatten
 from metamixer_ray.data import NAMED_SOURCES, Splits, load_splits, wants_quadruples
 from metamixer_ray.fitting import fit
-from metamixer_ray.folder import RunFolder
 from metamixer_ray.interruption import stoppable
 from metamixer_ray.keeping import Keeper, plan_tracking
 from metamixer_ray.mixing import build_mixer
@@ -23,8 +22,8 @@ from metamixer_ray.placement import connect, worker_resources
 from metamixer_ray.preparation import batch_order, build_peers
 from metamixer_ray.restoring import checkpoint_identity, load_trained
 from metamixer_ray.results import summarise, tested_row
-from metamixer_ray.runs import CONFIG, METRICS, SUMMARY, TRACKED, Run, create_run, open_run
-from metamixer_ray.tracking import Console, Journal, PeerSummary, RunSummary
+from metamixer_ray.runs import CONFIG, SUMMARY, TRACKED, Run, create_run, journal_of, open_run
+from metamixer_ray.tracking import Console, PeerSummary, RunSummary
 from metamixer_ray.tracking.provenance import repeat_command
 
 BASELINE = "baseline"
@@ -70,10 +69,10 @@ def train(config: TrainConfig, console: Console | None = None, *, parent_run_id:
         console.note("this run is finished already; MLflow gets what it missed")
         with stoppable(), Keeper(config, run, tracking, announced, console) as keeper:
             load_trained(networks, run.folder, checkpoint_identity(config, splits))
-            keeper.send(splits, networks, recorded(run.folder), finished)
+            keeper.send(splits, networks, journal_of(run.folder).rows(), finished)
             if "baseline" in finished:
                 with keeper.alone(flatten(alone(config))) as (_, writer):
-                    writer.offer(recorded(run.folder.inside(BASELINE)))
+                    writer.offer(journal_of(run.folder.inside(BASELINE)).rows())
         return finished
     with stoppable(), Keeper(config, run, tracking, announced, console) as keeper:
         rows = fit(config, resources, run.folder, tracking.key, keeper.writer(), console)
@@ -95,11 +94,6 @@ def train(config: TrainConfig, console: Console | None = None, *, parent_run_id:
     before = summary["baseline"]["peers"] if alone_rows else ()
     console.closing(tested_row(rows[-1]), places, [peer["top1"] for peer in before] or None)
     return summary
-
-
-def recorded(folder: RunFolder) -> list[dict[str, Any]]:
-    """The rows of a folder's ``metrics.jsonl``."""
-    return Journal(folder.filesystem, folder.path(METRICS)).rows()
 
 
 def alone(config: TrainConfig) -> TrainConfig:

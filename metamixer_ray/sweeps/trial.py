@@ -22,10 +22,9 @@ from metamixer_ray.folder import RunFolder
 from metamixer_ray.keeping import TrackingPlan, tracked_parameters
 from metamixer_ray.placement import connect
 from metamixer_ray.reporting import first_line
-from metamixer_ray.runs import METRICS, write_run
+from metamixer_ray.runs import journal_of, write_run
 from metamixer_ray.sweeps.config import ObjectiveName
 from metamixer_ray.sweeps.ledger import BROKE, ENDED
-from metamixer_ray.tracking import Journal
 
 WORST_NLL = 100.0
 STOP_SECONDS = 30.0
@@ -94,9 +93,7 @@ def objective_of(row: Mapping[str, Any], objective: ObjectiveName) -> float | No
 
 def objectives(folder: RunFolder, kind: ObjectiveName) -> dict[int, float]:
     """The objective after each epoch of a trial that was evaluated, from the record in its run folder."""
-    values = {
-        int(row["epoch"]): objective_of(row, kind) for row in Journal(folder.filesystem, folder.path(METRICS)).rows()
-    }
+    values = {int(row["epoch"]): objective_of(row, kind) for row in journal_of(folder).rows()}
     return {epoch: value for epoch, value in values.items() if value is not None}
 
 
@@ -168,7 +165,7 @@ class PeersTrial(tune.Trainable):
         try:
             config = plan.config(self._settings)
             connect(config.placement, verbose=config.run.verbose)
-            rows = Journal(folder.filesystem, folder.path(METRICS)).rows()
+            rows = journal_of(folder).rows()
             if rows:
                 # Those before the last were told before the trial was interrupted.
                 self._tell(rows[-1])

@@ -8,11 +8,10 @@ from typing import Any, Protocol, Self
 
 from metamixer_ray.config import flatten
 from metamixer_ray.errors import UserError
-from metamixer_ray.runs import METRICS, TRACKED
+from metamixer_ray.runs import TRACKED, journal_of
 from metamixer_ray.starting import give_back
 from metamixer_ray.sweeps.ledger import BROKE, ENDED, Ledger, Trial
 from metamixer_ray.sweeps.trial import REACH_SECONDS, STOP_SECONDS, SweepPlan
-from metamixer_ray.tracking import Journal
 from metamixer_ray.tracking.mlflow_writer import Status as MlflowStatus
 
 # For a store that answers, and for one that doesn't; what it then lacks is sent when the sweep is resumed.
@@ -152,7 +151,7 @@ class Watcher:
         except UserError:
             settings = {**self._plan.training, **trial.settings}
         writer = self._plan.tracking(trial.name, settings).writer(self._warn_once)
-        writer.offer(Journal(folder.filesystem, folder.path(METRICS)).rows())
+        writer.offer(journal_of(folder).rows())
         if (parent := self._parent()) is not None:
             # Also when the store could not be reached when the trial began.
             writer.set_tags({"mlflow.parentRunId": parent})
