@@ -98,7 +98,7 @@ class TrainConfig:
     precision: Precision = "auto"
     """auto: bf16 autocast where the hardware has it natively, float32 elsewhere. Losses are always float32."""
     compile: bool = False
-    """Compile each network with torch.compile."""
+    """Compile each network with torch.compile. A bare nn.Sequential is compiled for unmixed batches only."""
     evaluate_every: int = 1
     """Evaluate after every so many epochs; after the last one always."""
     test: bool = True

@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from metamixer_ray.evaluation import ScoreSums, probabilities_of
 from metamixer_ray.mixing import build_mixer, draw_plan, mix_images
 from metamixer_ray.preparation import batch_order, build_peers
 from metamixer_ray.reporting import assemble_row
+from tests.data.drawing import drawn_set
 from tests.distill.textbook import mutual_learning
 from tests.spine.networks import digest
 from tests.spine.pool import Pool
@@ -167,6 +169,13 @@ RESUMED = {
     "adamw": {"optimizer": "adamw", "lr": 0.01, "statistics": "similarity"},
     "replicas": {"replicas": 2},
     # A ring adds three summands in an order that depends on where in the buffer they are.
+    "streamed": {
+        "streaming": "yes",
+        "stream_window": 32,
+        "augment": "crop-flip",
+        "train_limit": None,
+        "image_size": 16,
+    },
     "three replicas": {"replicas": 3, "batch_size": 24, "peers": [f"{HERE}:tiny", f"{HERE}:wide"]},
 }
 
@@ -175,6 +184,8 @@ RESUMED = {
 def test_interrupted_inside_an_epoch_equals_uninterrupted(
     pool: Pool, small: Make, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
+    if settings.get("streaming"):
+        settings = {**settings, "data": str(drawn_set(tmp_path / "set", train=66))}
     config = small(
         **{
             "peers": [f"{HERE}:dropping", "resnet8"],
@@ -189,6 +200,8 @@ def test_interrupted_inside_an_epoch_equals_uninterrupted(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     through = pool.run(config.workers, learn_together, config, whole)
     before = pool.run(config.workers, learn_together, config, parts, None, middle)
+    if settings.get("streaming"):
+        config = replace(config, dataset=replace(config.dataset, loader_processes=1))
     after = pool.run(config.workers, learn_together, config, parts, middle)
     assert {o.ended for o in before} == {"stopped"}
     assert {o.ended for o in after} == {"finished"}
