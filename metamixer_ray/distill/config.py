@@ -17,9 +17,9 @@ class DistillConfig:
         ConfigError: when an option's value cannot work; the message names the option and a value that can.
     """
 
-    distiller: Literal["none", "dml"] = "dml"
+    distiller: Literal["none", "dml", "ensemble"] = "dml"
     """What a peer imitates: 'dml' pulls its predictions towards each other peer's (deep mutual learning),
-    'none' trains the peers independently."""
+    'ensemble' towards those of all peers' mean logits, 'none' trains the peers independently."""
 
     kd_weight: float = 1.0
     """Weight of the distillation loss beside the cross-entropy, once the ramp is over."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metamixer_ray.distill.config import DistillConfig
 from metamixer_ray.distill.dml import DeepMutualLearning
+from metamixer_ray.distill.ensemble import EnsembleTeacher
 from metamixer_ray.distill.heard import Heard, Reduce
 from metamixer_ray.distill.independent import Independent
 from metamixer_ray.errors import ConfigError
@@ -36,6 +37,7 @@ class Distiller(Protocol):
 _DISTILLERS: dict[str, Callable[[DistillConfig], Distiller]] = {
     "none": lambda config: Independent(),
     "dml": lambda config: DeepMutualLearning(config.temperature),
+    "ensemble": lambda config: EnsembleTeacher(config.temperature),
 }
 
 

@@ -76,7 +76,7 @@ def test_gradient_keeps_its_scale_when_the_temperature_grows() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("name", distiller_names())
 def test_messages_and_losses_are_float32_even_under_autocast(
-    name: typing.Literal["none", "dml"], dtype: torch.dtype
+    name: typing.Literal["none", "dml", "ensemble"], dtype: torch.dtype
 ) -> None:
     distiller = build_distiller(DistillConfig(distiller=name))
     logits = [each.to(dtype).requires_grad_() for each in random_logits(1, 3, 4, 5, 2.0)]
@@ -89,7 +89,7 @@ def test_messages_and_losses_are_float32_even_under_autocast(
 
 
 @pytest.mark.parametrize("name", distiller_names())
-def test_a_lone_peer_has_no_loss(name: typing.Literal["none", "dml"]) -> None:
+def test_a_lone_peer_has_no_loss(name: typing.Literal["none", "dml", "ensemble"]) -> None:
     distiller = build_distiller(DistillConfig(distiller=name))
     logits = random_logits(2, 1, 4, 5, 1.0)[0].requires_grad_()
     loss = distiller.loss(logits, heard_by(0, [distiller.say(logits)]))

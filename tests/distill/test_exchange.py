@@ -4,7 +4,7 @@ Five processes run every case once in groups of the first 2, 3 and 5 ranks; the 
 heard.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import pytest
@@ -28,6 +28,8 @@ from metamixer_ray.distill import (
 from metamixer_ray.distill.control import CONTROL_FLOATS
 from tests.distill import textbook
 from tests.distill.processes import run_ranks
+
+Textbook = Callable[[Sequence[Tensor], int, float], tuple[Tensor, Tensor]]
 
 GROUPS = (2, 3, 5)
 TEMPERATURES = (1.0, 3.0, 4.0)
@@ -55,7 +57,11 @@ def own_tensor(peer: int) -> Tensor:
 
 
 def run_dml(exchange: Exchange, temperature: float, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    distiller = build_distiller(DistillConfig(temperature=temperature))
+    return run_distiller(exchange, DistillConfig(temperature=temperature), dtype)
+
+
+def run_distiller(exchange: Exchange, config: DistillConfig, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    distiller = build_distiller(config)
     logits = logits_of(exchange.own_index).to(dtype).requires_grad_()
     pending = exchange.start(distiller.say(logits), reduce=distiller.reduce, control=Control(step=0))
     heard = pending.wait()
@@ -191,6 +197,10 @@ def converse(rank: int) -> dict[int, dict[str, Any]]:
         exchange = Exchange(group, "cpu")
         results[peers] = {
             "dml": {temperature: run_dml(exchange, temperature) for temperature in TEMPERATURES},
+            "ensemble": {
+                temperature: run_distiller(exchange, DistillConfig(distiller="ensemble", temperature=temperature))
+                for temperature in TEMPERATURES
+            },
             "bfloat16": run_dml(exchange, 3.0, torch.bfloat16),
             "in bfloat16": in_bfloat16(group),
             "statistics": {kind: run_statistics(exchange, kind) for kind in KINDS},
@@ -215,11 +225,16 @@ each_group = pytest.mark.parametrize("peers", GROUPS)
 
 @each_group
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_collective_dml_is_the_pairwise_loss(conversation: Any, peers: int, temperature: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "equations"), [("dml", textbook.mutual_learning), ("ensemble", textbook.ensemble_teaching)]
+)
+def test_the_collective_loss_is_the_textbook_loss(
+    conversation: Any, peers: int, temperature: float, name: str, equations: Textbook
+) -> None:
     logits = [logits_of(peer) for peer in range(peers)]
     for rank in range(peers):
-        got = conversation[rank][peers]["dml"][temperature]
-        loss, gradient = textbook.mutual_learning(logits, rank, temperature)
+        got = conversation[rank][peers][name][temperature]
+        loss, gradient = equations(logits, rank, temperature)
         torch.testing.assert_close(got["loss"].double(), loss, rtol=2e-6, atol=1e-6)
         torch.testing.assert_close(got["gradient"].double(), gradient, rtol=1e-5, atol=2e-7)
 
@@ -246,7 +261,8 @@ def test_collective_statistics_are_the_pairwise_loss(conversation: Any, peers: i
 def test_nothing_heard_carries_gradient(conversation: Any, peers: int) -> None:
     for rank in range(peers):
         results = conversation[rank][peers]
-        assert not any(results["dml"][temperature]["carries_gradient"] for temperature in TEMPERATURES)
+        for name in ("dml", "ensemble"):
+            assert not any(results[name][temperature]["carries_gradient"] for temperature in TEMPERATURES)
         assert not any(results["statistics"][kind]["carries_gradient"] for kind in KINDS)
 
 

@@ -25,6 +25,15 @@ def mutual_learning(logits: Sequence[Tensor], own: int, temperature: float) -> t
     return loss.detach(), torch.autograd.grad(loss, own_logits)[0]
 
 
+def ensemble_teaching(logits: Sequence[Tensor], own: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """T^2 KL(p_e || p_own) of the ensemble's softmax(mean of all logits / T), and its gradient into the own logits."""
+    teacher = torch.stack([each.double() for each in logits]).mean(0)
+    own_logits = logits[own].double().requires_grad_()
+    p_teacher, p_own = (F.softmax(each / temperature, dim=1) for each in (teacher, own_logits))
+    loss = temperature**2 * (p_teacher * (p_teacher.log() - p_own.log())).sum(1).mean()
+    return loss.detach(), torch.autograd.grad(loss, own_logits)[0]
+
+
 def attention_map(maps: Tensor, grid: int) -> Tensor:
     """Zagoruyko and Komodakis' map of [B, C, H, W]; zeros give the uniform map."""
     pooled = F.adaptive_avg_pool2d(maps.square().mean(1, keepdim=True), grid).flatten(1)

@@ -41,7 +41,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "global_alpha": positive,
     "mix_together": st.booleans(),
     "mix_stages": st.none() | st.sets(st.integers(0, 9), min_size=1).map(lambda s: tuple(sorted(s))),
-    "distiller": st.sampled_from(["none", "dml"]),
+    "distiller": st.sampled_from(["none", "dml", "ensemble"]),
     "temperature": positive,
     "statistics": st.sampled_from(["none", "attention", "similarity"]),
     "small_stem": st.sampled_from(["auto", "yes", "no"]),
