@@ -19,7 +19,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -219,9 +219,7 @@ def _is_group(node: Apply) -> bool:
 def _labels_of(node: Apply, name: str, settings: Settings) -> dict[str, Any] | None:
     """The labels that give setting ``name`` its value; of a mapping, those that do so for all its settings."""
     if node.name == "dict":
-        parts = [_labels_of(value, key, settings) for key, value in node.named_args]
-        whole = [part for part in parts if part is not None]
-        return {k: v for part in whole for k, v in part.items()} if len(whole) == len(parts) else None
+        return _merged(_labels_of(value, key, settings) for key, value in node.named_args)
     if (options := _options(node)) is not None:
         for index, option in enumerate(options):
             labels = _labels_of(option, name, settings)
@@ -241,14 +239,22 @@ def _labels_for(node: Apply, value: Any) -> dict[str, Any] | None:
     if node.name == "pos_args":
         if not isinstance(value, list | tuple) or len(value) != len(node.pos_args):
             return None
-        parts = [_labels_for(item, wanted) for item, wanted in zip(node.pos_args, value, strict=True)]
-        whole = [part for part in parts if part is not None]
-        return {k: v for part in whole for k, v in part.items()} if len(whole) == len(parts) else None
+        return _merged(_labels_for(item, wanted) for item, wanted in zip(node.pos_args, value, strict=True))
     if node.name in ("float", "int"):
         return _labels_for(node.pos_args[0], value)
     if node.name == "hyperopt_param" and isinstance(value, int | float) and _may_be(node.pos_args[1], value):
         return {str(node.pos_args[0].obj): value}
     return None
+
+
+def _merged(parts: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """All parts in one; None where one is missing."""
+    merged: dict[str, Any] = {}
+    for part in parts:
+        if part is None:
+            return None
+        merged |= part
+    return merged
 
 
 def _may_be(distribution: Apply, value: float) -> bool:
