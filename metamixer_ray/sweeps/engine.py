@@ -72,7 +72,7 @@ def run_trials(plan: SweepPlan, proposer: Proposer, samples: int, options: Engin
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=scratch,
-                callbacks=[_Forward(watcher)],
+                callbacks=[_Forward(watcher, proposer.done)],
                 stop=_Halt(options.halted),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=options.failures),
@@ -158,16 +158,22 @@ class _Halt(tune.Stopper):
 
 
 class _Forward(tune.Callback):
-    """Ray Tune's callback: what happens is told to the watcher in the sweep's own words."""
+    """Ray Tune's callback: what happens is told to the watcher in the sweep's own words.
 
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher = watcher
+    Args:
+        done: whether no more trials will come.
+    """
+
+    def __init__(self, watcher: Watcher, done: Callable[[], bool]) -> None:
+        self._watcher, self._done = watcher, done
+        self._begun: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles all that it is given, for a restoration of its own, which is never asked for.
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._begun.add(trial.config["number"])
         self._watcher.started(trial.config["number"])
 
     def on_trial_result(
@@ -179,4 +185,10 @@ class _Forward(tune.Callback):
         self._watcher.ended(trial.config["number"], trial.last_result or {})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._begun.discard(trial.config["number"])
         self._watcher.broke(trial.config["number"])
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Once the last trial is stopped, Tune kills in 5 seconds what hasn't ended; a training may need longer."""
+        if self._begun and self._done() and all(trial.is_finished() for trial in trials):
+            self._watcher.await_ends(self._begun)

@@ -119,7 +119,7 @@ class Ledger:
         """Record what came of a trial; while it runs, only here and not in its file."""
         trial = replace(self._trials[number], **changes)
         if trial.over:
-            trial = replace(trial, ended=time.time())
+            trial = replace(trial, ended=trial.ended or time.time())
             self._write(trial)
         self._trials[number] = trial
         return trial

@@ -164,6 +164,10 @@ class Proposer(Searcher):
         self._running[trial_id] = (trial, workers)
         return {"number": trial.number, "settings": trial.settings}
 
+    def done(self) -> bool:
+        """Whether nothing more will be proposed."""
+        return self._halted() or (self._waiting is None and not self._more())
+
     def _has_room(self, workers: int) -> bool:
         if not self._running:
             return True

@@ -91,10 +91,23 @@ def objective_of(row: Mapping[str, Any], objective: ObjectiveName) -> float | No
     return float({"mean": fmean(hits), "best": max(hits), "worst": min(hits)}[objective])
 
 
+def outcome_of(row: Mapping[str, Any], kind: ObjectiveName) -> dict[str, Any] | None:
+    """How far a trial got and how good it was there; None for an epoch that wasn't evaluated."""
+    if (objective := objective_of(row, kind)) is None:
+        return None
+    score = score_of(objective, kind)
+    return {"epoch": int(row["epoch"]), "objective": objective, "score": score, "seconds": row["elapsed"]}
+
+
+def outcomes(folder: RunFolder, kind: ObjectiveName) -> list[dict[str, Any]]:
+    """What came of a trial after each epoch that was evaluated, from the record in its run folder."""
+    found = (outcome_of(row, kind) for row in journal_of(folder).rows())
+    return [outcome for outcome in found if outcome is not None]
+
+
 def objectives(folder: RunFolder, kind: ObjectiveName) -> dict[int, float]:
-    """The objective after each epoch of a trial that was evaluated, from the record in its run folder."""
-    values = {int(row["epoch"]): objective_of(row, kind) for row in journal_of(folder).rows()}
-    return {epoch: value for epoch, value in values.items() if value is not None}
+    """The objective after each epoch of a trial that was evaluated."""
+    return {outcome["epoch"]: outcome["objective"] for outcome in outcomes(folder, kind)}
 
 
 def score_of(objective: float, kind: ObjectiveName) -> float:
@@ -136,14 +149,7 @@ class PeersTrial(tune.Trainable):
             raise news
         if news is None:
             return self._ended()
-        objective = objective_of(news, self._plan.objective)
-        assert objective is not None
-        self._last = {
-            "epoch": news["epoch"],
-            "objective": objective,
-            "score": score_of(objective, self._plan.objective),
-            "seconds": news["elapsed"],
-        }
+        self._last = outcome_of(news, self._plan.objective) or {}
         return {**self._last, "done": False}
 
     def cleanup(self) -> None:

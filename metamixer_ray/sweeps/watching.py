@@ -1,17 +1,18 @@
 """What a sweep's driver does as trials go: keep their records, close their MLflow runs, tell the person."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from metamixer_ray.config import flatten
 from metamixer_ray.errors import UserError
+from metamixer_ray.folder import RunFolder
 from metamixer_ray.runs import TRACKED, journal_of
 from metamixer_ray.starting import give_back
 from metamixer_ray.sweeps.ledger import BROKE, ENDED, Ledger, Trial
-from metamixer_ray.sweeps.trial import REACH_SECONDS, STOP_SECONDS, SweepPlan
+from metamixer_ray.sweeps.trial import REACH_SECONDS, STOP_SECONDS, SweepPlan, outcomes
 from metamixer_ray.tracking.mlflow_writer import Status as MlflowStatus
 
 # For a store that answers, and for one that doesn't; what it then lacks is sent when the sweep is resumed.
@@ -112,6 +113,17 @@ class Watcher:
             reason = told.decode() if told else "its process died, often of a lack of memory on the driver's node"
             self._over(self._ledger.update(number, status="failed", reason=reason))
 
+    def await_ends(self, numbers: Collection[int]) -> None:
+        """Return once these trials have let go of their workers, or didn't in a reasonable time."""
+        deadline = time.monotonic() + STOP_SECONDS
+        for number in numbers:
+            self._await_end(self._ledger.place(number), deadline)
+
+    def _await_end(self, folder: RunFolder, deadline: float) -> None:
+        # A trial whose process died never says that it ended.
+        while not folder.exists(ENDED) and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
+
     def _record(self, number: int, result: Mapping[str, Any]) -> Trial:
         known = {
             "epochs": result["epoch"],
@@ -138,14 +150,21 @@ class Watcher:
         if (error := done.exception()) is not None:
             self._board.warn(f"a trial's MLflow run could not be closed: {error}")
 
+    def _settled(self, trial: Trial) -> Trial:
+        """A trial as its record has it: what was stopped trained on until the stop had reached its workers."""
+        told = outcomes(self._ledger.place(trial.number), self._plan.objective)
+        if trial.status != "stopped" or not told or told[-1]["epoch"] <= trial.epochs:
+            return trial
+        settled = self._record(trial.number, told[-1])
+        return self._ledger.update(trial.number, status="finished") if settled.epochs >= self._epochs else settled
+
     def _close(self, trial: Trial) -> None:
         """Send MLflow what it lacks of a trial, and close its run with the status that fits."""
         folder = self._ledger.place(trial.number)
-        deadline = time.monotonic() + STOP_SECONDS
-        while not folder.exists(ENDED) and time.monotonic() < deadline:
-            # Its own controller may still be writing to the run. One whose process died never says that it ended.
-            time.sleep(_LOOK_SECONDS)
+        # Its own controller may still be writing to the run.
+        self._await_end(folder, time.monotonic() + STOP_SECONDS)
         give_back(folder)
+        trial = self._settled(trial)
         try:
             settings = flatten(self._plan.config(trial.settings))
         except UserError:

@@ -20,6 +20,7 @@ from metamixer_ray.errors import ConfigError
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.sweeps.config import SweepConfig
 from metamixer_ray.sweeps.ledger import Ledger, Trial
+from metamixer_ray.sweeps.trial import objective_of
 from metamixer_ray.tune import main, tune
 from tests.e2e import tiny
 from tests.e2e.own_parts import patience
@@ -164,8 +165,11 @@ def test_mlflow_holds_a_parent_and_a_child_per_trial(swept: Swept) -> None:
             assert child.data.tags["sweep.reason"] == trial.reason
             continue
         assert child.data.metrics["objective"] == pytest.approx(trial.objective)
+        rows = tiny.rows(swept.folder / "trials" / trial.name)
         steps = [metric.step for metric in client.get_metric_history(child.info.run_id, "peers/top1_mean")]
-        assert steps == [row["epoch"] for row in tiny.rows(swept.folder / "trials" / trial.name)]
+        assert steps == [row["epoch"] for row in rows]
+        # Also where it trained on for some epochs before the scheduler's stop had reached it.
+        assert (trial.epochs, trial.objective) == (rows[-1]["epoch"], objective_of(rows[-1], "mean"))
 
 
 def test_the_same_name_and_a_typo_are_refused_before_anything_runs(swept: Swept) -> None:

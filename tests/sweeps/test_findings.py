@@ -145,6 +145,23 @@ def test_figures_show_something() -> None:
     assert searched(dots()) == ["lr", "pairing"]
 
 
+def test_what_has_nothing_to_compare_is_not_drawn() -> None:
+    lone = replace(dots()[1], settings={**dots()[1].settings, "batch_size": 8})
+    failed = replace(dots()[-1], settings={**dots()[-1].settings, "weight_decay": 1e12})
+    for dot in (lone, failed):
+        figure = sweep_settings([*dots(), dot], MEASURE)
+        assert figure is not None
+        assert [axes.get_title(loc="left") for axes in figure.axes] == ["lr", "pairing"]
+
+
+def test_the_best_is_named_the_defaults_where_they_are() -> None:
+    by_default = [dots()[0], *(replace(dot, status="stopped") for dot in dots()[1:])]
+    for shown, named in ((dots(), ["the best, trial 9", "the defaults"]), (by_default, ["the best: the defaults"])):
+        figure = sweep_curves(shown, MEASURE)
+        assert figure is not None
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == named
+
+
 def test_a_log_has_a_line_per_trial_and_no_control_characters() -> None:
     told = io.StringIO()
     board = Board(4, 8, stream=told)

@@ -98,7 +98,7 @@ def sweep_history(dots: Sequence[Dot], measure: Measure) -> Figure | None:
 def sweep_settings(dots: Sequence[Dot], measure: Measure) -> Figure | None:
     """The objective against each setting that was searched, a panel each."""
     shown = [dot for dot in dots if dot.objective is not None and dot.status != "failed"]
-    names = searched(dots)
+    names = searched(shown)
     if not shown or not names:
         return None
     rows = math.ceil(len(names) / _COLUMNS)
@@ -156,20 +156,20 @@ def sweep_curves(dots: Sequence[Dot], measure: Measure) -> Figure | None:
     best = max(whole, key=lambda dot: sign * (dot.objective or 0.0), default=None)
     for dot in shown:
         _draw_curve(axes, dot, measure, color=_COLOURS.get(dot.status, MUTED), linewidth=0.9, alpha=0.45)
-    for special, colour, label in (
-        (next((d for d in shown if d.default), None), WRONG_COLOUR, "the defaults"),
-        (best, ENSEMBLE_COLOUR, f"the best, trial {best.number}" if best else ""),
-    ):
-        if special is not None:
-            _draw_curve(axes, special, measure, color=colour, linewidth=2.2, label=label)
+    if best is not None:
+        label = "the best: the defaults" if best.default else f"the best, trial {best.number}"
+        _draw_curve(axes, best, measure, color=ENSEMBLE_COLOUR, linewidth=2.2, label=label)
+    default = next((dot for dot in shown if dot.default), None)
+    if default is not None and default is not best:
+        _draw_curve(axes, default, measure, color=WRONG_COLOUR, linewidth=2.2, label="the defaults")
     figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return figure
 
 
 def searched(dots: Sequence[Dot]) -> list[str]:
-    """Settings that differ between trials."""
+    """Settings of which trials had different values; one that some trials only lack has nothing to compare."""
     names = sorted({name for dot in dots for name in dot.settings})
-    return [name for name in names if len({repr(dot.settings.get(name)) for dot in dots}) > 1]
+    return [name for name in names if len({repr(d.settings[name]) for d in dots if name in d.settings}) > 1]
 
 
 def _value(objective: float | None, measure: Measure) -> float:
