@@ -154,6 +154,22 @@ def test_what_has_nothing_to_compare_is_not_drawn() -> None:
         assert [axes.get_title(loc="left") for axes in figure.axes] == ["lr", "pairing"]
 
 
+def test_every_value_of_a_choice_is_named() -> None:
+    figure = sweep_settings([replace(dot, settings={"pairing": dot.settings["pairing"]}) for dot in dots()], MEASURE)
+    assert figure is not None
+    (axes,) = figure.axes
+    left, right = axes.get_xlim()
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["free", "within-class"]
+    assert all(left < tick < right for tick in axes.get_xticks())
+
+
+def test_a_curve_of_one_epoch_can_be_seen() -> None:
+    figure = sweep_curves([dots()[0], replace(dots()[1], curve={1: 0.1})], MEASURE)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert {len(np.atleast_1d(line.get_xdata())): line.get_marker() for line in axes.lines} == {1: ".", 5: "None"}
+
+
 def test_the_best_is_named_the_defaults_where_they_are() -> None:
     by_default = [dots()[0], *(replace(dot, status="stopped") for dot in dots()[1:])]
     for shown, named in ((dots(), ["the best, trial 9", "the defaults"]), (by_default, ["the best: the defaults"])):

@@ -209,10 +209,12 @@ def _panel(axes: Axes, name: str, shown: Sequence[Dot], measure: Measure) -> Non
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
     else:
-        texts = [_text(v) for v in (sorted(set(values)) if numeric else sorted(set(map(_text, values))))]
+        ordered = sorted(set(values)) if numeric else sorted(set(map(_text, values)))
+        texts = list(dict.fromkeys(map(_text, ordered)))
         # Dots on one value are spread a little, always alike, so that all can be seen.
         xs = [texts.index(_text(v)) + 0.16 * math.sin(2.4 * dot.number) for v, dot in zip(values, dots, strict=True)]
         axes.set_xticks(range(len(texts)), [clipped(text, 14) for text in texts])
+        axes.set_xlim(-0.5, len(texts) - 0.5)
     for status, alpha in (("stopped", 0.45), ("finished", 1.0)):
         chosen = np.array([dot.status == status for dot in dots], dtype=bool)
         if chosen.any():
@@ -230,10 +232,14 @@ def _panel(axes: Axes, name: str, shown: Sequence[Dot], measure: Measure) -> Non
 
 def _draw_curve(axes: Axes, dot: Dot, measure: Measure, **style: Any) -> None:
     epochs = sorted(dot.curve)
+    if len(epochs) == 1:
+        style["marker"] = "."  # a line of one point can't be seen
     axes.plot(epochs, [measure.factor * dot.curve[epoch] for epoch in epochs], **style)
 
 
 def _text(value: Any) -> str:
     if value is None:
         return "default"
+    if isinstance(value, float):
+        return f"{value:.3g}"
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
