@@ -1,4 +1,4 @@
-"""What all tests share: a home of their own, and one Ray cluster per session."""
+"""What all tests share: a home of their own, one Ray cluster per session, and how they are shared out."""
 
 import os
 from collections.abc import Iterator
@@ -12,6 +12,13 @@ import torch
 torch.set_num_threads(1)
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the two processes that run the tests, one has all that need a Ray cluster."""
+    for item in items:
+        if item.get_closest_marker("ray") is not None:
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session", autouse=True)
