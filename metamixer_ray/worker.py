@@ -268,8 +268,9 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
 
     # What the others say of them: one collective, under way while this peer prepares to learn.
     pending = exchange.start(
-        peer.distiller.say(logits) | statistics_message(statistics),
+        peer.distiller.say(logits, targets),
         reduce=peer.distiller.reduce,
+        beside=statistics_message(statistics),
         control=Control(step=step, wish_checkpoint=wish_checkpoint and exchange is peer.exchange),
         also_finite=cross_entropy,
     )
@@ -280,7 +281,7 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     heard = pending.wait()
 
     # What it learns.
-    kd = peer.distiller.loss(logits, heard)
+    kd = peer.distiller.loss(logits, targets, heard)
     unlikeness = statistics_loss(statistics, heard)
     kd_weight = config.distillation.kd_weight * kd_ramp(config.distillation, now, config.epochs)
     loss = cross_entropy + kd_weight * kd

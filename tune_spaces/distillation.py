@@ -12,7 +12,9 @@ def space() -> dict[str, Any]:
             "learning",
             [
                 {
-                    "distiller": hp.choice("distiller", ["dml", "ensemble"]),
+                    "distiller": hp.choice(
+                        "distiller", ["dml", "ensemble", "kdcl-naive", "kdcl-linear", "kdcl-minlogit"]
+                    ),
                     "kd_weight": hp.loguniform("kd_weight", -2.3, 1.4),  # 0.1 to 4
                     "temperature": hp.uniform("temperature", 1.0, 6.0),
                     "kd_warmup_epochs": hp.choice("kd_warmup_epochs", [None, 0.0, 2.0, 5.0]),

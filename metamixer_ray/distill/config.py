@@ -6,6 +6,7 @@ from typing import Literal
 
 from metamixer_ray.errors import ConfigError
 
+DistillerName = Literal["none", "dml", "ensemble", "kdcl-naive", "kdcl-linear", "kdcl-minlogit"]
 WARMUP_SHARE = 0.25
 
 
@@ -17,9 +18,20 @@ class DistillConfig:
         ConfigError: when an option's value cannot work; the message names the option and a value that can.
     """
 
-    distiller: Literal["none", "dml", "ensemble"] = "dml"
-    """What a peer imitates: 'dml' pulls its predictions towards each other peer's (deep mutual learning),
-    'ensemble' towards those of all peers' mean logits, 'none' trains the peers independently."""
+    distiller: DistillerName = "dml"
+    """What a peer imitates: 'dml' each other peer's predictions (deep mutual learning), 'ensemble' those of all peers'
+    mean logits, 'kdcl-naive' those of the peer that fits the label best, 'kdcl-linear' those of the weighted mean that
+    fits it best, 'kdcl-minlogit' those of the peers' lowest logits; with 'none' the peers learn independently."""
+
+    divergence: Literal["kl", "dkd"] = "kl"
+    """How a teacher (any distiller but 'dml') is imitated: 'kl', or 'dkd', which weighs the target class and the other
+    classes separately (decoupled knowledge distillation)."""
+
+    dkd_alpha: float = 1.0
+    """dkd: weight of the target class."""
+
+    dkd_beta: float = 8.0
+    """dkd: weight of the other classes."""
 
     kd_weight: float = 1.0
     """Weight of the distillation loss beside the cross-entropy, once the ramp is over."""
@@ -63,6 +75,13 @@ class DistillConfig:
         _at_least_zero("--statistics-weight", self.statistics_weight)
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ConfigError(f"--temperature must be a positive number, not {self.temperature}; try --temperature 3")
+        _at_least_zero("--dkd-alpha", self.dkd_alpha)
+        _at_least_zero("--dkd-beta", self.dkd_beta)
+        if self.divergence == "dkd" and self.distiller in ("none", "dml"):
+            raise ConfigError(
+                f"--divergence dkd needs a teacher, and --distiller {self.distiller} has none; "
+                "choose for example --distiller ensemble, or --divergence kl"
+            )
         if self.statistics_weight > 0 and self.statistics == "none":
             raise ConfigError(
                 f"--statistics-weight {self.statistics_weight} has nothing to weigh with --statistics none; "

@@ -11,6 +11,8 @@ from metamixer_ray.distill.dml import DeepMutualLearning
 from metamixer_ray.distill.ensemble import EnsembleTeacher
 from metamixer_ray.distill.heard import Heard, Reduce
 from metamixer_ray.distill.independent import Independent
+from metamixer_ray.distill.kdcl import LinearTeacher, MinLogitTeacher, NaiveTeacher
+from metamixer_ray.distill.teaching import build_teaching
 from metamixer_ray.errors import ConfigError
 
 
@@ -23,21 +25,25 @@ class Distiller(Protocol):
         """What it needs of the others."""
         ...
 
-    def say(self, logits: Tensor) -> dict[str, Tensor]:
-        """What the others need of this peer's logits [B, C] (any float dtype): detached float32, named
-        '<family>/<what>'."""
+    def say(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """What the others need of this peer's logits [B, C] (any float dtype), given the label weights ``targets``
+        [B, C] of the mixed images: detached float32, named '<family>/<what>'."""
         ...
 
-    def loss(self, logits: Tensor, heard: Heard) -> Tensor:
+    def loss(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
         """The distillation loss, a float32 scalar (mean over the batch, unweighted) whose gradient goes to
-        ``logits`` [B, C] only; zero when there is no other peer."""
+        ``logits`` [B, C] only; zero when there is no other peer. ``targets`` [B, C] are label weights, whose rows
+        sum to one."""
         ...
 
 
 _DISTILLERS: dict[str, Callable[[DistillConfig], Distiller]] = {
     "none": lambda config: Independent(),
     "dml": lambda config: DeepMutualLearning(config.temperature),
-    "ensemble": lambda config: EnsembleTeacher(config.temperature),
+    "ensemble": lambda config: EnsembleTeacher(build_teaching(config)),
+    "kdcl-naive": lambda config: NaiveTeacher(build_teaching(config)),
+    "kdcl-linear": lambda config: LinearTeacher(build_teaching(config)),
+    "kdcl-minlogit": lambda config: MinLogitTeacher(build_teaching(config)),
 }
 
 

@@ -28,14 +28,14 @@ class DeepMutualLearning:
     def __init__(self, temperature: float) -> None:
         self.temperature = temperature
 
-    def say(self, logits: Tensor) -> dict[str, Tensor]:
+    def say(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """The probabilities and negative entropies of ``logits`` [B, C]."""
         log_probabilities = self._log_probabilities(logits.detach())
         probabilities = log_probabilities.exp()
         negative_entropies = (probabilities * log_probabilities).sum(1)
         return {PROBABILITIES: probabilities, NEGATIVE_ENTROPIES: negative_entropies}
 
-    def loss(self, logits: Tensor, heard: Heard) -> Tensor:
+    def loss(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
         """T squared times the mean over batch and other peers of KL(p_j || p_i), in nats; ``logits`` are [B,
         C]."""
         if not heard.others:

@@ -7,33 +7,29 @@ its branches have a learnt gate. The teacher carries no gradient. Peers hear the
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from metamixer_ray.distill.heard import Heard, Reduce
+from metamixer_ray.distill.teaching import Teaching
 
 LOGITS = "ensemble/logits"
 """[B, C] logits."""
 
 
 class EnsembleTeacher:
-    """Pulls a peer's predictions towards those of all peers' mean logits, at temperature ``temperature``."""
+    """Has a peer imitate all peers' mean logits, in the way of ``teaching``."""
 
     reduce: Reduce = "mean"
 
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
+    def __init__(self, teaching: Teaching) -> None:
+        self._teaching = teaching
 
-    def say(self, logits: Tensor) -> dict[str, Tensor]:
+    def say(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """The ``logits`` [B, C] themselves."""
         return {LOGITS: logits.detach().float()}
 
-    def loss(self, logits: Tensor, heard: Heard) -> Tensor:
-        """T squared times the mean over the batch of KL(p_e || p_i), in nats; ``logits`` are [B, C]."""
+    def loss(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
+        """The divergence from the mean logits; ``logits`` are [B, C]."""
         if not heard.others:
             return torch.zeros((), device=logits.device)
-        with torch.autocast(logits.device.type, enabled=False):
-            own = logits.float()
-            teacher = torch.lerp(heard.others[LOGITS], own.detach(), 1 / heard.peers)
-            log_probabilities, log_teacher = (F.log_softmax(z / self.temperature, dim=1) for z in (own, teacher))
-            divergence = F.kl_div(log_probabilities, log_teacher, log_target=True, reduction="batchmean")
-            return self.temperature**2 * divergence
+        teacher = torch.lerp(heard.others[LOGITS], logits.detach().float(), 1 / heard.peers)
+        return self._teaching(logits, teacher, targets)

@@ -3,7 +3,8 @@
 With reduce 'mean' it is one ``all_reduce(SUM)`` of a flat buffer; a peer subtracts its own part and divides
 by P - 1, so the bytes it sends do not grow with the number of peers P. With reduce 'each' it is one
 ``all_gather``, for losses that need every peer's own tensors. In both, control takes the buffer's last few
-floats.
+floats. With reduce 'lowest' what a distiller says is in an ``all_reduce(MIN)`` of its own, under way at the same time;
+its bytes don't grow with P either.
 """
 
 import math
@@ -45,7 +46,7 @@ class ExchangeCost:
     steps: int
     """Completed exchanges."""
     bytes_per_step: float
-    """Bytes a worker hands to the collective per step: the buffer for reduce 'mean', whatever P; the buffer
+    """Bytes a worker hands to the collective per step: the buffers for 'mean' and 'lowest', whatever P; the buffer
     times P - 1 for 'each'. 0 with one peer."""
     seconds_per_step: float
     """Time inside ``start`` and inside ``wait``, per step. What lies between the two is free and not
@@ -73,7 +74,7 @@ class Exchange:
         self.peers = dist.get_world_size(group) if group is not None else 1
         self.own_index = dist.get_rank(group) if group is not None else 0
         self._flag_weights = torch.tensor([1.0, self.own_index + 1.0], device=self.device, dtype=dtype)
-        self._agreed: set[tuple[_Shapes, Reduce]] = set()
+        self._agreed: set[tuple[_Shapes, _Shapes, Reduce]] = set()
         self.reset_cost()
 
     @torch.no_grad()
@@ -83,6 +84,7 @@ class Exchange:
         *,
         control: Control,
         reduce: Reduce = "mean",
+        beside: Mapping[str, Tensor] | None = None,
         also_finite: Tensor | None = None,
     ) -> "Pending":
         """Send what this peer says and return at once; ``wait`` on the result gives what it hears.
@@ -91,10 +93,11 @@ class Exchange:
             said: per name a tensor of any shape; all peers must give the same names and shapes. Sent as
                 the exchange's dtype.
             control: this peer's step, flags and wishes.
-            reduce: 'mean' or 'each', see ``Heard``.
+            reduce: 'mean', 'each' or 'lowest', see ``Heard``.
+            beside: more of the kind, of which the means are heard whatever ``reduce`` is.
             also_finite: a tensor that isn't sent but must be finite too, such as this peer's own loss.
 
-        If anything in ``said`` or ``also_finite`` is not finite, zeros are sent in place of *everything*
+        If anything in ``said``, ``beside`` or ``also_finite`` is not finite, zeros are sent in place of *everything*
         said, with this peer's flag. That is decided on the device: a GPU is not made to wait.
 
         The first time a set of shapes is used, a tiny collective of its own (not counted as cost) makes sure
@@ -105,19 +108,26 @@ class Exchange:
             PeersDisagree: on that first time, the peers want to exchange different names, shapes or
                 reductions.
         """
-        shapes = tuple((name, tuple(said[name].shape)) for name in sorted(said))
-        if self.group is not None and self.peers > 1 and (shapes, reduce) not in self._agreed:
-            self._agree(shapes, reduce, control.step)
+        apart = said if reduce == "lowest" else {}
+        packed = {**({} if apart else said), **(beside or {})}
+        shapes, apart_shapes = _shapes(packed), _shapes(apart)
+        if self.group is not None and self.peers > 1 and (shapes, apart_shapes, reduce) not in self._agreed:
+            self._agree(shapes, apart_shapes, reduce, control.step)
         started = time.perf_counter()
-        own = self._pack(said, shapes, control, also_finite)
-        total, work = own, None
-        if self.peers > 1 and reduce == "mean":
-            total = own.clone()
-            work = dist.all_reduce(total, group=self.group, async_op=True)
-        elif self.peers > 1:
+        own, lowest = self._pack(packed, shapes, CONTROL_FLOATS), self._pack(apart, apart_shapes)
+        self._seal(own, lowest, control, also_finite)
+        total = own
+        works: list[dist.Work | None] = []
+        if self.peers > 1 and reduce == "each":
             total = own.new_empty(self.peers * own.numel())
-            work = _all_gather(total, own, group=self.group, async_op=True)
-        return Pending(self, own, total, work, shapes, reduce, control.step, time.perf_counter() - started)
+            works.append(_all_gather(total, own, group=self.group, async_op=True))
+        elif self.peers > 1:
+            total = own.clone()
+            works.append(dist.all_reduce(total, group=self.group, async_op=True))
+        if self.peers > 1 and apart:
+            works.append(dist.all_reduce(lowest, op=dist.ReduceOp.MIN, group=self.group, async_op=True))
+        sent = _Sent(shapes, own, total, apart_shapes, lowest, works)
+        return Pending(self, sent, reduce, control.step, time.perf_counter() - started)
 
     def cost(self) -> ExchangeCost:
         """What the exchanges that ended since the last reset cost."""
@@ -142,31 +152,33 @@ class Exchange:
         self._seconds += seconds
         self._wait_seconds += wait_seconds
 
-    def _pack(
-        self, said: Mapping[str, Tensor], shapes: _Shapes, control: Control, also_finite: Tensor | None
-    ) -> Tensor:
-        """One flat buffer: what is said in the order of ``shapes``, then control."""
+    def _pack(self, said: Mapping[str, Tensor], shapes: _Shapes, room: int = 0) -> Tensor:
+        """One flat buffer: what is said in the order of ``shapes``, and ``room`` for so many more numbers."""
         payload_size = sum(math.prod(shape) for _, shape in shapes)
-        flat = torch.empty(payload_size + CONTROL_FLOATS, device=self.device, dtype=self.dtype)
-        payload, tail = flat[:payload_size], flat[payload_size:]
+        flat = torch.empty(payload_size + room, device=self.device, dtype=self.dtype)
         if shapes:
-            torch.cat([said[name].detach().to(flat).reshape(-1) for name, _ in shapes], out=payload)
+            torch.cat([said[name].detach().to(flat).reshape(-1) for name, _ in shapes], out=flat[:payload_size])
+        return flat
+
+    def _seal(self, flat: Tensor, lowest: Tensor, control: Control, also_finite: Tensor | None) -> None:
+        """Write control to the end of ``flat``, and zeros in place of what is said if any of it isn't finite."""
+        payload, tail = flat[:-CONTROL_FLOATS], flat[-CONTROL_FLOATS:]
         # One sum is a quarter of the cost of looking at each value, and what overflows it could not be summed
         # over peers either.
-        finite = torch.isfinite(payload.sum())
+        finite = torch.isfinite(payload.sum() + lowest.sum())
         if also_finite is not None:
             finite = finite & torch.isfinite(also_finite.detach()).all().to(self.device)
         if control.nonfinite:
             finite = torch.zeros_like(finite)
         payload.masked_fill_(~finite, 0.0)
+        lowest.masked_fill_(~finite, 0.0)
         # Pinned, or else the copy to a GPU would wait for what is queued there.
         known = torch.tensor(encode_control(control), dtype=self.dtype, pin_memory=self.device.type == "cuda")
         tail[:KNOWN_FLOATS].copy_(known, non_blocking=True)
         torch.mul(self._flag_weights, ~finite, out=tail[KNOWN_FLOATS:])
-        return flat
 
-    def _agree(self, shapes: _Shapes, reduce: Reduce, step: int) -> None:
-        print_of_shapes = zlib.crc32(repr((shapes, reduce, self.dtype)).encode())
+    def _agree(self, shapes: _Shapes, apart: _Shapes, reduce: Reduce, step: int) -> None:
+        print_of_shapes = zlib.crc32(repr((shapes, apart, reduce, self.dtype)).encode())
         # A maximum of x and of -x gives both ends of the range in one collective.
         ends = torch.tensor([step, -step, print_of_shapes, -print_of_shapes], device=self.device)
         dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=self.group)
@@ -178,30 +190,35 @@ class Exchange:
                 "Resume all of them from the same checkpoint."
             )
         if low != high:
-            wanted = ", ".join(f"{name} {list(shape)}" for name, shape in shapes) or "nothing"
+            wanted = ", ".join(f"{name} {list(shape)}" for name, shape in (*shapes, *apart)) or "nothing"
             raise PeersDisagree(
                 f"peers want to exchange different things; peer {self.own_index} wants reduce '{reduce}' of: "
                 f"{wanted}. All peers need the same options, classes, rows per batch and number of stages."
             )
-        self._agreed.add((shapes, reduce))
+        self._agreed.add((shapes, apart, reduce))
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """The buffers of an exchange under way."""
+
+    shapes: _Shapes
+    own: Tensor
+    """What this peer says, then its control."""
+    total: Tensor
+    """Becomes the sum of all peers' ``own``, or with reduce 'each' all of them."""
+    apart: _Shapes
+    lowest: Tensor
+    """What is said with reduce 'lowest'; becomes the lowest of all peers'."""
+    works: list[dist.Work | None]
 
 
 class Pending:
     """An exchange under way, made by ``Exchange.start``."""
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        own: Tensor,
-        total: Tensor,
-        work: dist.Work | None,
-        shapes: _Shapes,
-        reduce: Reduce,
-        step: int,
-        start_seconds: float,
-    ) -> None:
-        self._exchange, self._own, self._total, self._work = exchange, own, total, work
-        self._shapes, self._reduce, self._step, self._start_seconds = shapes, reduce, step, start_seconds
+    def __init__(self, exchange: Exchange, sent: _Sent, reduce: Reduce, step: int, start_seconds: float) -> None:
+        self._exchange, self._sent = exchange, sent
+        self._reduce, self._step, self._start_seconds = reduce, step, start_seconds
         self._heard: Heard | None = None
 
     def wait(self) -> Heard:
@@ -218,42 +235,50 @@ class Pending:
 
     @torch.no_grad()
     def _finish(self) -> Heard:
-        exchange, peers = self._exchange, self._exchange.peers
+        exchange, sent, peers = self._exchange, self._sent, self._exchange.peers
         called = time.perf_counter()
-        if self._work is not None:
-            self._work.wait()
+        for work in sent.works:
+            if work is not None:
+                work.wait()
         waited = time.perf_counter() - called
-        size = self._own.numel() - CONTROL_FLOATS
+        size = sent.own.numel() - CONTROL_FLOATS
         others: dict[str, Tensor] = {}
         each: dict[str, Tensor] = {}
-        control = self._total[size:]
+        lowest: dict[str, Tensor] = {}
+        control = sent.total[size:]
         senders = 0
-        if peers > 1 and self._reduce == "mean":
-            mean = self._total[:size].float().sub_(self._own[:size]).div_(peers - 1)
-            others = _unpack(mean, self._shapes)
-            senders = 1
-        elif peers > 1:
-            rows = self._total.view(peers, -1).float()
-            mean = rows[:, :size].sum(0).sub_(self._own[:size]).div_(peers - 1)
-            others = _unpack(mean, self._shapes)
-            each = _unpack(rows[:, :size], self._shapes)
+        if peers > 1 and self._reduce == "each":
+            rows = sent.total.view(peers, -1).float()
+            mean = rows[:, :size].sum(0).sub_(sent.own[:size]).div_(peers - 1)
+            others = _unpack(mean, sent.shapes)
+            each = _unpack(rows[:, :size], sent.shapes)
             control = rows[:, size:].sum(0)
             senders = peers - 1
+        elif peers > 1:
+            mean = sent.total[:size].float().sub_(sent.own[:size]).div_(peers - 1)
+            others = _unpack(mean, sent.shapes)
+            lowest = _unpack(sent.lowest.float(), sent.apart)
+            senders = 1
         heard = Heard(
             peers=peers,
             own_index=exchange.own_index,
             others=others,
             each=each,
+            lowest=lowest,
             read_control=_reader(control, peers, self._step),
         )
         exchange._count(
-            sent_bytes=self._own.numel() * self._own.element_size() * senders,
+            sent_bytes=(sent.own.nbytes + sent.lowest.nbytes) * senders,
             seconds=self._start_seconds + time.perf_counter() - called,
             wait_seconds=waited,
         )
         if control.device.type == "cpu":
             _ = heard.control  # costs nothing here, and a drift is told at once
         return heard
+
+
+def _shapes(said: Mapping[str, Tensor]) -> _Shapes:
+    return tuple((name, tuple(said[name].shape)) for name in sorted(said))
 
 
 def _unpack(flat: Tensor, shapes: _Shapes) -> dict[str, Tensor]:

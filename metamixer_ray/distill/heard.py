@@ -9,8 +9,8 @@ from torch import Tensor
 
 from metamixer_ray.distill.control import ControlSum
 
-Reduce = Literal["mean", "each"]
-"""What a distiller needs of the others: their mean, or each peer's own tensors."""
+Reduce = Literal["mean", "each", "lowest"]
+"""What a distiller needs of the others: their mean, each peer's own tensors, or the lowest value of any peer."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,6 +30,8 @@ class Heard:
     peer."""
     each: Mapping[str, Tensor]
     """Per name, [P, ...] every peer's own in the order of their index; filled only with reduce 'each'."""
+    lowest: Mapping[str, Tensor]
+    """Per name, element by element the lowest that any peer said, this one included; filled only with 'lowest'."""
     read_control: Callable[[], ControlSum] = field(repr=False)
     """How ``control`` is read."""
 

@@ -11,10 +11,10 @@ class Independent:
 
     reduce: Reduce = "mean"
 
-    def say(self, logits: Tensor) -> dict[str, Tensor]:
+    def say(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Nothing."""
         return {}
 
-    def loss(self, logits: Tensor, heard: Heard) -> Tensor:
+    def loss(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
         """Zero, without a graph."""
         return torch.zeros((), device=logits.device)

@@ -217,18 +217,20 @@ def estimate(
 
 def exchange_estimate(said: Messages, peers: int, link: Link) -> ExchangeEstimate:
     """What the exchange of ``peers`` costs on ``link``."""
+    # What is said with reduce 'lowest' is in a collective beside that of control and statistics.
+    exchanges = said.exchanges_per_step * (2 if said.reduce == "lowest" else 1)
     if peers < 2:
         sent = seconds = latency = 0.0
-    elif said.reduce == "mean":
+    elif said.reduce != "each":
         sent = all_reduce_sent(peers, said.mean_bytes)
-        latency = said.exchanges_per_step * all_reduce_seconds(peers, 0, link)
+        latency = exchanges * all_reduce_seconds(peers, 0, link)
         seconds = latency + sent / link.bandwidth
     else:
         sent = all_gather_sent(peers, said.mean_bytes)
-        latency = said.exchanges_per_step * all_gather_seconds(peers, 0, link)
+        latency = exchanges * all_gather_seconds(peers, 0, link)
         seconds = latency + sent / link.bandwidth
-    # As Exchange counts: what a worker hands over is sent once for a mean, and to each of the others otherwise.
-    copies = 1 if said.reduce == "mean" else peers - 1
+    # As Exchange counts: what a worker hands over is sent once, but to each of the others where each is heard.
+    copies = peers - 1 if said.reduce == "each" else 1
     return ExchangeEstimate(
         bytes_per_step=copies * said.mean_bytes,
         largest_bytes=copies * said.largest_bytes,
@@ -303,7 +305,7 @@ def worker_memory(
 ) -> Memory:
     """Bytes of a worker's tensors at their peak, the start of the backward pass."""
     pixels = 3 * rows * image_size**2
-    copies = 2 if said.reduce == "mean" else peers + 1
+    copies = peers + 1 if said.reduce == "each" else 2
     return Memory(
         # Buffers are kept twice: a step that is skipped puts them back.
         weights=costs.parameter_bytes + 2 * costs.buffer_bytes,

@@ -18,7 +18,7 @@ class Messages:
     """What one worker says to the other peers in an epoch. All sizes are of its flat buffer, in bytes."""
 
     reduce: Reduce
-    """'mean' travels in an all-reduce, 'each' in an all-gather."""
+    """'mean' and 'lowest' travel in all-reduces, 'each' in an all-gather."""
     exchanges_per_step: float
     """1, or less with ``--exchange-every``; 0 with a single peer."""
     mean_bytes: float
@@ -35,7 +35,7 @@ def message_floats(config: DistillConfig, *, rows: int, classes: int, stages: in
         stages: how many stages are compared.
         statistics: whether the message carries feature statistics.
     """
-    said = build_distiller(config).say(torch.zeros(rows, classes))
+    said = build_distiller(config).say(torch.zeros(rows, classes), torch.zeros(rows, classes))
     if statistics:
         grid = config.statistics_grid
         features = [torch.zeros(rows, 1, grid, grid)] * stages

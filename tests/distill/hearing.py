@@ -17,5 +17,6 @@ def heard_by(own_index: int, messages: Sequence[dict[str, Tensor]]) -> Heard:
         own_index=own_index,
         others={name: torch.stack([m[name] for m in others]).mean(0) for name in messages[0] if others},
         each={name: torch.stack([m[name] for m in messages]) for name in messages[0]},
+        lowest={name: torch.stack([m[name] for m in messages]).amin(0) for name in messages[0]},
         read_control=lambda: control,
     )

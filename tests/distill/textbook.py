@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize
+from scipy.special import logsumexp
 from torch import Tensor
 
 
@@ -27,11 +30,83 @@ def mutual_learning(logits: Sequence[Tensor], own: int, temperature: float) -> t
 
 def ensemble_teaching(logits: Sequence[Tensor], own: int, temperature: float) -> tuple[Tensor, Tensor]:
     """T^2 KL(p_e || p_own) of the ensemble's softmax(mean of all logits / T), and its gradient into the own logits."""
-    teacher = torch.stack([each.double() for each in logits]).mean(0)
-    own_logits = logits[own].double().requires_grad_()
-    p_teacher, p_own = (F.softmax(each / temperature, dim=1) for each in (teacher, own_logits))
+    return _imitation(logits[own], torch.stack([each.double() for each in logits]).mean(0), temperature)
+
+
+def naive_teaching(logits: Sequence[Tensor], targets: Tensor, own: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """KDCL-Naive: row by row the teacher is the peer of smallest cross-entropy."""
+    rows = []
+    for row, weights in enumerate(targets.double()):
+        costs = [float(-(weights * each[row].double().log_softmax(0)).sum()) for each in logits]
+        rows.append(logits[costs.index(min(costs))][row].double())
+    return _imitation(logits[own], torch.stack(rows), temperature)
+
+
+def linear_teaching(logits: Sequence[Tensor], targets: Tensor, own: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """KDCL-Linear: row by row the weighted mean of the peers' logits of smallest cross-entropy, by scipy's SLSQP."""
+    rows = []
+    for row, weights in enumerate(targets.double()):
+        each = torch.stack([z[row].double() for z in logits])
+        rows.append(torch.from_numpy(_best_mean(each.numpy(), weights.numpy())))
+    return _imitation(logits[own], torch.stack(rows), temperature)
+
+
+def minlogit_teaching(logits: Sequence[Tensor], targets: Tensor, own: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """KDCL-MinLogit: the lowest logits, once each peer's logit of the true class is taken off (its mean, of a mix)."""
+    weights = targets.double()
+    shifted = [z.double() - (weights * z.double()).sum(1)[:, None] for z in logits]
+    lowest = shifted[0]
+    for each in shifted[1:]:
+        lowest = torch.where(each < lowest, each, lowest)
+    return _imitation(logits[own], lowest, temperature)
+
+
+def decoupled(
+    logits: Tensor, teacher: Tensor, targets: Tensor, temperature: float, *, alpha: float, beta: float
+) -> tuple[Tensor, Tensor]:
+    """DKD, equations 2 to 7: T^2 (alpha TCKD + beta NCKD), row by row, and its gradient into ``logits``."""
+    own = logits.double().requires_grad_()
+    losses = []
+    for row, weights in enumerate(targets):
+        target = int(weights.argmax())
+        rest = [c for c in range(len(weights)) if c != target]
+        student, theirs = ((z[row] / temperature).softmax(0) for z in (own, teacher.double()))
+        b = [torch.stack((p[target], p[rest].sum())) for p in (student, theirs)]
+        hat = [p[rest] / p[rest].sum() for p in (student, theirs)]
+        binary, others = ((t * (t / s).log()).sum() for s, t in (b, hat))
+        losses.append(alpha * binary + beta * others)
+    loss = temperature**2 * torch.stack(losses).mean()
+    return loss.detach(), torch.autograd.grad(loss, own)[0]
+
+
+def _imitation(logits: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    own = logits.double().requires_grad_()
+    p_teacher, p_own = (F.softmax(each / temperature, dim=1) for each in (teacher, own))
     loss = temperature**2 * (p_teacher * (p_teacher.log() - p_own.log())).sum(1).mean()
-    return loss.detach(), torch.autograd.grad(loss, own_logits)[0]
+    return loss.detach(), torch.autograd.grad(loss, own)[0]
+
+
+def _best_mean(logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Of logits [P, C] the weighted mean [C] whose cross-entropy with ``weights`` is the smallest."""
+
+    def cost(shares: np.ndarray) -> tuple[float, np.ndarray]:
+        mean = shares @ logits
+        normaliser = logsumexp(mean)
+        return normaliser - weights @ mean, logits @ (np.exp(mean - normaliser) - weights)
+
+    peers = len(logits)
+    whole = {"type": "eq", "fun": lambda shares: shares.sum() - 1, "jac": lambda shares: np.ones(peers)}
+    found = minimize(
+        cost,
+        np.full(peers, 1 / peers),
+        jac=True,
+        bounds=[(0, 1)] * peers,
+        constraints=whole,
+        method="SLSQP",
+        options={"maxiter": 500, "ftol": 1e-14},
+    )
+    best: np.ndarray = found.x @ logits
+    return best
 
 
 def attention_map(maps: Tensor, grid: int) -> Tensor:

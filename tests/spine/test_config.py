@@ -1,6 +1,7 @@
 """The configuration tree: files, names, checks, and what makes two runs the same."""
 
 import dataclasses
+import typing
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from metamixer_ray.config import (
     to_settings,
     to_yaml,
 )
+from metamixer_ray.distill.config import DistillerName
 from metamixer_ray.errors import ConfigError
 
 words = st.text(min_size=1, max_size=12)
@@ -41,7 +43,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "global_alpha": positive,
     "mix_together": st.booleans(),
     "mix_stages": st.none() | st.sets(st.integers(0, 9), min_size=1).map(lambda s: tuple(sorted(s))),
-    "distiller": st.sampled_from(["none", "dml", "ensemble"]),
+    "distiller": st.sampled_from(typing.get_args(DistillerName)),
     "temperature": positive,
     "statistics": st.sampled_from(["none", "attention", "similarity"]),
     "small_stem": st.sampled_from(["auto", "yes", "no"]),

@@ -25,6 +25,8 @@ KINDS = [
     {"statistics": "similarity", "statistics_weight": 1.0},
     {"distiller": "none", "statistics": "attention", "statistics_weight": 1.0},
     {"statistics": "attention", "statistics_weight": 1.0, "exchange_dtype": "bf16"},
+    {"distiller": "kdcl-naive", "statistics": "attention", "statistics_weight": 1.0},
+    {"distiller": "kdcl-minlogit", "statistics": "attention", "statistics_weight": 1.0},
 ]
 STAGES = 3
 LINK = Link(bandwidth=1e9, latency=1e-5)
@@ -46,8 +48,9 @@ def count_bytes(peers: int) -> list[float]:
             width = 4 + 3 * dist.get_rank()
             features = [torch.rand(rows, width, 8, 8) for _ in range(STAGES)]
             statistics = feature_statistics(features, config.statistics, grid=config.statistics_grid)
-            said = distiller.say(torch.rand(rows, classes)) | statistics_message(statistics)
-            exchange.start(said, control=Control(step=0), reduce=distiller.reduce).wait()
+            said = distiller.say(torch.rand(rows, classes), torch.full((rows, classes), 1 / classes))
+            beside = statistics_message(statistics)
+            exchange.start(said, control=Control(step=0), reduce=distiller.reduce, beside=beside).wait()
             counted.append(exchange.cost().bytes_per_step)
     return counted
 

@@ -1,0 +1,113 @@
+"""KDCL (Guo, Wang, Wu, Yu, Liang, Hu, Luo: "Online Knowledge Distillation via Collaborative Learning", CVPR 2020).
+
+All peers imitate one teacher, made of their logits z_1 ... z_P with the help of the labels; the loss of peer i is
+KL(p_t || p_i) at temperature T, times T squared. Section 3.3 makes the teacher in these ways, per image:
+
+* ``kdcl-naive``: z_t = z_k of the peer k whose cross-entropy is the smallest.
+* ``kdcl-linear``: z_t = sum_k a_k z_k with the shares a (none negative, their sum 1) that give the smallest
+  cross-entropy of z_t.
+* ``kdcl-minlogit``: with z_c the logit of the true class, z_t = min_k (z_k - z_c,k), element by element.
+
+Naive and linear hear every peer's logits [P, B, C]; min-logit hears one all-reduce of minima [B, C].
+
+There is no code of the authors. The paper's labels are single classes; for mixed images the cross-entropy is that with
+the label weights t, and z_c is sum_c t_c z_c, which for a single class is its logit.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from metamixer_ray.distill.heard import Heard, Reduce
+from metamixer_ray.distill.teaching import Teaching
+
+LOGITS = "kdcl/logits"
+"""[B, C] logits; of min-logit, less that of the true class."""
+
+_BARRIERS, _NEWTON_STEPS = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5), 4
+
+
+class NaiveTeacher:
+    """Has all peers imitate, image by image, the one that fits the label best."""
+
+    reduce: Reduce = "each"
+
+    def __init__(self, teaching: Teaching) -> None:
+        self._teaching = teaching
+
+    def say(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The ``logits`` [B, C] themselves."""
+        return {LOGITS: logits.detach().float()}
+
+    def loss(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
+        """The divergence from the teacher; ``logits`` and ``targets`` are [B, C]."""
+        if heard.peers == 1:
+            return torch.zeros((), device=logits.device)
+        return self._teaching(logits, self.teacher(heard.each[LOGITS], targets), targets)
+
+    def teacher(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The teacher's logits [B, C] of all peers' [P, B, C]."""
+        best = _cross_entropies(logits, targets).argmin(dim=0)
+        return logits[best, torch.arange(len(best), device=best.device)]
+
+
+class LinearTeacher(NaiveTeacher):
+    """Has all peers imitate, image by image, the weighted mean of their logits that fits the label best."""
+
+    def teacher(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The teacher's logits [B, C] of all peers' [P, B, C]."""
+        return torch.einsum("bp,pbc->bc", best_shares(logits, targets), logits)
+
+
+class MinLogitTeacher:
+    """Has all peers imitate the lowest of their logits, each measured from its logit of the true class."""
+
+    reduce: Reduce = "lowest"
+
+    def __init__(self, teaching: Teaching) -> None:
+        self._teaching = teaching
+
+    def say(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """``logits`` [B, C] less the true class's, of which ``targets`` [B, C] has the weights."""
+        plain = logits.detach().float()
+        return {LOGITS: plain - (targets * plain).sum(1, keepdim=True)}
+
+    def loss(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
+        """The divergence from the teacher; ``logits`` and ``targets`` are [B, C]."""
+        if heard.peers == 1:
+            return torch.zeros((), device=logits.device)
+        return self._teaching(logits, heard.lowest[LOGITS], targets)
+
+
+def _cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of every image [...], with label weights ``targets`` [B, C]; ``logits`` are [..., B, C]."""
+    return -(targets * F.log_softmax(logits, dim=-1)).sum(-1)
+
+
+def best_shares(logits: Tensor, targets: Tensor) -> Tensor:
+    """Shares [B, P], none negative and of sum 1, that give all peers' logits [P, B, C], image by image, the mean of
+    smallest cross-entropy; that is less than 1e-5 P nats above the smallest.
+
+    It is convex in the shares: Newton's method with a logarithmic barrier that keeps them positive, and gets lower.
+    """
+    z = logits.transpose(0, 1).double()
+    towards = torch.einsum("bpc,bc->bp", z, targets.double())
+    shares, rows = torch.full_like(towards, 1 / z.shape[1]), torch.arange(len(targets), device=z.device)
+    lengths = torch.tensor([1.0, 0.5, 0.25, 0.1, 0.01], dtype=z.dtype, device=z.device)[:, None, None]
+    for barrier in _BARRIERS:
+        for _ in range(_NEWTON_STEPS):
+            probabilities = torch.softmax(torch.einsum("bp,bpc->bc", shares, z), dim=1)
+            weighted = z * probabilities[:, None]
+            mean = weighted.sum(2)
+            slope = mean - towards - barrier / shares
+            curvature = weighted @ z.mT - mean[:, :, None] * mean[:, None] + torch.diag_embed(barrier / shares**2)
+            # The step that solves for the slope, and what keeps the sum of the shares.
+            both = torch.linalg.solve(curvature, torch.stack((slope, torch.ones_like(slope)), dim=2))
+            total = both.sum(1, keepdim=True)
+            step = both[..., 1] * total[..., 0] / total[..., 1] - both[..., 0]
+            furthest = torch.where(step < 0, -shares / step, torch.inf).amin(1, keepdim=True)
+            # Of some lengths the best one: a whole step may lead too far.
+            tried = shares + lengths * step * (0.95 * furthest).clamp_max(1.0)
+            costs = _cross_entropies(torch.einsum("nbp,bpc->nbc", tried, z), targets) - barrier * tried.log().sum(2)
+            shares = tried[costs.argmin(0), rows]
+    return shares.to(logits.dtype)
