@@ -163,6 +163,14 @@ def test_every_value_of_a_choice_is_named() -> None:
     assert all(left < tick < right for tick in axes.get_xticks())
 
 
+def test_numbers_of_which_none_is_seen_twice_are_no_choices() -> None:
+    figure = sweep_settings([replace(dot, settings={"momentum": 0.1 * dot.number}) for dot in dots()[:4]], MEASURE)
+    assert figure is not None
+    (axes,) = figure.axes
+    places = sorted(x for drawn in axes.collections for x, _ in drawn.get_offsets())
+    assert places == pytest.approx([0.0, 0.0, 0.1, 0.2, 0.3])  # that of the defaults has its mark on it
+
+
 def test_a_curve_of_one_epoch_can_be_seen() -> None:
     figure = sweep_curves([dots()[0], replace(dots()[1], curve={1: 0.1})], MEASURE)
     assert figure is not None

@@ -21,7 +21,7 @@ from metamixer_ray.tracking.figures.canvas import (
 )
 
 _COLUMNS = 3
-_FEW = 6  # so many different numbers are drawn as choices, side by side
+_FEW = 6  # so many different numbers, some of them seen twice, are drawn as choices, side by side
 _LOG_RANGE = 20.0  # values that span less than this factor are never drawn on a logarithmic axis
 _COLOURS = {"finished": RIGHT_COLOUR, "stopped": MUTED, "failed": WRONG_COLOUR}
 
@@ -200,7 +200,7 @@ def _panel(axes: Axes, name: str, shown: Sequence[Dot], measure: Measure) -> Non
     dots = [dot for dot in shown if name in dot.settings]
     values = [dot.settings[name] for dot in dots]
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    if numeric and len(set(values)) > _FEW:
+    if numeric and (len(set(values)) > _FEW or len(set(values)) == len(values)):
         xs = [float(v) for v in values]
         if logarithmic(xs):
             axes.set_xscale("log")
