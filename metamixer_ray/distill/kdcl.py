@@ -1,17 +1,18 @@
 """KDCL (Guo, Wang, Wu, Yu, Liang, Hu, Luo: "Online Knowledge Distillation via Collaborative Learning", CVPR 2020).
 
 All peers imitate one teacher, made of their logits z_1 ... z_P with the help of the labels; the loss of peer i is
-KL(p_t || p_i) at temperature T, times T squared. Section 3.3 makes the teacher in these ways, per image:
+KL(p_t || p_i) at temperature T, times T squared. The paper makes the teacher in these ways, per image:
 
 * ``kdcl-naive``: z_t = z_k of the peer k whose cross-entropy is the smallest.
 * ``kdcl-linear``: z_t = sum_k a_k z_k with the shares a (none negative, their sum 1) that give the smallest
   cross-entropy of z_t.
 * ``kdcl-minlogit``: with z_c the logit of the true class, z_t = min_k (z_k - z_c,k), element by element.
 
-Naive and linear hear every peer's logits [P, B, C]; min-logit hears one all-reduce of minima [B, C].
+Naive and linear hear every peer's logits [P, B, C]; min-logit hears one all-reduce of minima [B, C]. The paper's fourth
+way, "general", which weighs peers by their errors on images held out from training, is not here.
 
-There is no code of the authors. The paper's labels are single classes; for mixed images the cross-entropy is that with
-the label weights t, and z_c is sum_c t_c z_c, which for a single class is its logit.
+We know of no code of the authors, so this is the paper's text. Its labels are single classes; for mixed images the
+cross-entropy is that with the label weights t, and z_c is sum_c t_c z_c, which for a single class is its logit.
 """
 
 import torch
@@ -102,9 +103,10 @@ def best_shares(logits: Tensor, targets: Tensor) -> Tensor:
             slope = mean - towards - barrier / shares
             curvature = weighted @ z.mT - mean[:, :, None] * mean[:, None] + torch.diag_embed(barrier / shares**2)
             # The step that solves for the slope, and what keeps the sum of the shares.
-            both = torch.linalg.solve(curvature, torch.stack((slope, torch.ones_like(slope)), dim=2))
+            both, _ = torch.linalg.solve_ex(curvature, torch.stack((slope, torch.ones_like(slope)), dim=2))
             total = both.sum(1, keepdim=True)
-            step = both[..., 1] * total[..., 0] / total[..., 1] - both[..., 0]
+            # Logits so large that the curvature can't be solved leave the shares where they are.
+            step = (both[..., 1] * total[..., 0] / total[..., 1] - both[..., 0]).nan_to_num(0.0, 0.0, 0.0)
             furthest = torch.where(step < 0, -shares / step, torch.inf).amin(1, keepdim=True)
             # Of some lengths the best one: a whole step may lead too far.
             tried = shares + lengths * step * (0.95 * furthest).clamp_max(1.0)

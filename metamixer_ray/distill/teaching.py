@@ -57,8 +57,8 @@ def decoupled_divergence(
 
 def _decoupled(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Logarithms of (p, 1 - p) of the target class [B, 2], and of the distribution over the others [B, C - 1]."""
-    rows, classes = logits.shape
-    is_target = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, target, True)
-    others = logits[~is_target].view(rows, classes - 1)
+    index = torch.arange(logits.shape[1] - 1, device=logits.device)
+    # The target is stepped over by its index: with a mask a GPU would be waited for.
+    others = logits.gather(1, index + (index >= target))
     binary = torch.cat([logits.gather(1, target), others.logsumexp(1, keepdim=True)], dim=1)
     return F.log_softmax(binary, dim=1), F.log_softmax(others, dim=1)

@@ -64,6 +64,14 @@ def test_no_mean_of_logits_fits_the_labels_better(seed: int, peers: int, rows: i
     assert (costs(shares) <= costs(others).amin(0) + 1e-5 * peers + 1e-6 * scale).all()
 
 
+@pytest.mark.parametrize("scale", [1e6, 1e15, 1e30])
+def test_logits_of_any_size_have_shares(scale: float) -> None:
+    logits = torch.stack(random_logits(3, 3, 8, 10, scale))
+    shares = best_shares(logits, torch.eye(10)[:8])
+    assert (shares >= 0).all()
+    torch.testing.assert_close(shares.sum(1), torch.ones(8), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("distiller", ["none", "dml"])
 def test_decoupling_needs_a_teacher(distiller: str) -> None:
     with pytest.raises(ConfigError, match=r"--divergence dkd needs a teacher.*--distiller ensemble"):
