@@ -192,3 +192,4 @@ class _Forward(tune.Callback):
         """Once the last trial is stopped, Tune kills in 5 seconds what hasn't ended; a training may need longer."""
         if self._begun and self._done() and all(trial.is_finished() for trial in trials):
             self._watcher.await_ends(self._begun)
+            self._begun.clear()
