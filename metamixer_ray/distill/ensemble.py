@@ -9,27 +9,14 @@ import torch
 from torch import Tensor
 
 from metamixer_ray.distill.heard import Heard, Reduce
-from metamixer_ray.distill.teaching import Teaching
-
-LOGITS = "ensemble/logits"
-"""[B, C] logits."""
+from metamixer_ray.distill.teaching import LOGITS, OneTeacher
 
 
-class EnsembleTeacher:
-    """Has a peer imitate all peers' mean logits, in the way of ``teaching``."""
+class EnsembleTeacher(OneTeacher):
+    """Has all peers imitate the mean of their logits."""
 
     reduce: Reduce = "mean"
 
-    def __init__(self, teaching: Teaching) -> None:
-        self._teaching = teaching
-
-    def say(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """The ``logits`` [B, C] themselves."""
-        return {LOGITS: logits.detach().float()}
-
-    def loss(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
-        """The divergence from the mean logits; ``logits`` are [B, C]."""
-        if not heard.others:
-            return torch.zeros((), device=logits.device)
-        teacher = torch.lerp(heard.others[LOGITS], logits.detach().float(), 1 / heard.peers)
-        return self._teaching(logits, teacher, targets)
+    def teacher(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
+        """The mean logits [B, C] of all peers."""
+        return torch.lerp(heard.others[LOGITS], logits, 1 / heard.peers)

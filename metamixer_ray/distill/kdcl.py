@@ -20,64 +20,47 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metamixer_ray.distill.heard import Heard, Reduce
-from metamixer_ray.distill.teaching import Teaching
-
-LOGITS = "kdcl/logits"
-"""[B, C] logits; of min-logit, less that of the true class."""
+from metamixer_ray.distill.teaching import LOGITS, OneTeacher
 
 _BARRIERS, _NEWTON_STEPS = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5), 4
 
 
-class NaiveTeacher:
+class NaiveTeacher(OneTeacher):
     """Has all peers imitate, image by image, the one that fits the label best."""
 
     reduce: Reduce = "each"
 
-    def __init__(self, teaching: Teaching) -> None:
-        self._teaching = teaching
-
-    def say(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """The ``logits`` [B, C] themselves."""
-        return {LOGITS: logits.detach().float()}
-
-    def loss(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
-        """The divergence from the teacher; ``logits`` and ``targets`` are [B, C]."""
-        if heard.peers == 1:
-            return torch.zeros((), device=logits.device)
-        return self._teaching(logits, self.teacher(heard.each[LOGITS], targets), targets)
-
-    def teacher(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The teacher's logits [B, C] of all peers' [P, B, C]."""
-        best = _cross_entropies(logits, targets).argmin(dim=0)
-        return logits[best, torch.arange(len(best), device=best.device)]
+    def teacher(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
+        """The logits [B, C] of the best peer of each image."""
+        each = heard.each[LOGITS]
+        best = _cross_entropies(each, targets).argmin(dim=0)
+        return each[best, torch.arange(len(best), device=best.device)]
 
 
-class LinearTeacher(NaiveTeacher):
+class LinearTeacher(OneTeacher):
     """Has all peers imitate, image by image, the weighted mean of their logits that fits the label best."""
 
-    def teacher(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The teacher's logits [B, C] of all peers' [P, B, C]."""
-        return torch.einsum("bp,pbc->bc", best_shares(logits, targets), logits)
+    reduce: Reduce = "each"
+
+    def teacher(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
+        """The best mean [B, C] of all peers' logits."""
+        each = heard.each[LOGITS]
+        return torch.einsum("bp,pbc->bc", best_shares(each, targets), each)
 
 
-class MinLogitTeacher:
+class MinLogitTeacher(OneTeacher):
     """Has all peers imitate the lowest of their logits, each measured from its logit of the true class."""
 
     reduce: Reduce = "lowest"
-
-    def __init__(self, teaching: Teaching) -> None:
-        self._teaching = teaching
 
     def say(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """``logits`` [B, C] less the true class's, of which ``targets`` [B, C] has the weights."""
         plain = logits.detach().float()
         return {LOGITS: plain - (targets * plain).sum(1, keepdim=True)}
 
-    def loss(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
-        """The divergence from the teacher; ``logits`` and ``targets`` are [B, C]."""
-        if heard.peers == 1:
-            return torch.zeros((), device=logits.device)
-        return self._teaching(logits, heard.lowest[LOGITS], targets)
+    def teacher(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
+        """The lowest [B, C] that any peer said."""
+        return heard.lowest[LOGITS]
 
 
 def _cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""How a teacher's logits are imitated: plain KL divergence, or the decoupled one of DKD.
+"""Distillers whose peers imitate one teacher made of all their logits, by plain KL divergence or by that of DKD.
 
 Both are at temperature T and times T squared (Hinton et al. 2015, arXiv 1503.02531), so that gradients keep their
 scale when T changes. The teacher carries no gradient.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -11,9 +12,37 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metamixer_ray.distill.config import DistillConfig
+from metamixer_ray.distill.heard import Heard, Reduce
 
 Teaching = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(logits [B, C], the teacher's logits [B, C], label weights [B, C]) -> a float32 scalar``, mean over the batch."""
+
+
+LOGITS = "teacher/logits"
+"""[B, C] logits, or what of them the teacher is made of."""
+
+
+class OneTeacher(ABC):
+    """A distiller whose peers all imitate the same :meth:`teacher`, in the way of ``teaching``."""
+
+    reduce: Reduce
+
+    def __init__(self, teaching: Teaching) -> None:
+        self._teaching = teaching
+
+    def say(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The ``logits`` [B, C] themselves."""
+        return {LOGITS: logits.detach().float()}
+
+    def loss(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
+        """The divergence from the teacher; ``logits`` and ``targets`` are [B, C]."""
+        if heard.peers == 1:
+            return torch.zeros((), device=logits.device)
+        return self._teaching(logits, self.teacher(logits.detach().float(), targets, heard), targets)
+
+    @abstractmethod
+    def teacher(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
+        """The teacher's logits [B, C], given this peer's own [B, C] and what was heard of all."""
 
 
 def build_teaching(config: DistillConfig) -> Teaching:
