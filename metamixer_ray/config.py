@@ -18,7 +18,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from metamixer_ray.data import DataConfig
-from metamixer_ray.distill import MAX_PEERS_IN_BF16, DistillConfig
+from metamixer_ray.distill import DistillConfig
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.mixing import MixingConfig
 from metamixer_ray.networks import NetworkConfig
@@ -141,16 +141,7 @@ class TrainConfig:
             raise ConfigError(f"--replicas must be at least 1, it is {self.placement.replicas}")
         if self.run.keep_checkpoints < 1:
             raise ConfigError("--keep-checkpoints must be at least 1: without a checkpoint nothing can resume")
-        if self.distillation.distiller != "none" and len(self.peers) < 2:
-            raise ConfigError(
-                f"--distiller {self.distillation.distiller} needs at least two --peers, there is one: "
-                "add a peer, or train it alone with --distiller none"
-            )
-        if self.distillation.exchange_dtype == "bf16" and len(self.peers) > MAX_PEERS_IN_BF16:
-            raise ConfigError(
-                f"--exchange-dtype bf16 can count up to {MAX_PEERS_IN_BF16} peers, there are {len(self.peers)}: "
-                "use --exchange-dtype float32"
-            )
+        self.distillation.check(len(self.peers))
         if self.mixing.off_epochs >= self.epochs and self.mixing.mixer != "none":
             raise ConfigError(
                 f"--off-epochs {self.mixing.off_epochs} leaves none of the {self.epochs} --epochs mixed; "

@@ -1,5 +1,6 @@
-"""Running sums of an epoch's metrics, kept on the device and read once."""
+"""Running sums of an epoch's metrics, kept on the device and read once; and its seconds."""
 
+import time
 from typing import Any
 
 import torch
@@ -61,3 +62,27 @@ def gather_stages(means: dict[str, float], name: str) -> dict[str, Any]:
     stages = sorted((k for k in means if k.startswith(f"{name}/")), key=lambda k: int(k.rpartition("/")[2]))
     rest = {k: v for k, v in means.items() if k not in stages}
     return {**rest, name: [means[k] for k in stages] or None}
+
+
+class Clock:
+    """Seconds of the running epoch, those before a resume included, and seconds since the last checkpoint."""
+
+    def __init__(self, already: float) -> None:
+        self._already = already
+        self._began = self._checkpoint = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Of the epoch."""
+        return self._already + self.since_start()
+
+    def since_start(self) -> float:
+        """Of the epoch in this process."""
+        return time.perf_counter() - self._began
+
+    def since_checkpoint(self) -> float:
+        """Since the last checkpoint, or the start."""
+        return time.perf_counter() - self._checkpoint
+
+    def checkpointed(self) -> None:
+        """A checkpoint was just taken."""
+        self._checkpoint = time.perf_counter()

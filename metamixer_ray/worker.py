@@ -5,7 +5,6 @@ what is to be reported.
 """
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,13 +29,14 @@ from metamixer_ray.data import (
     train_batches,
 )
 from metamixer_ray.distill import (
+    EXCHANGE_DTYPES,
     Control,
     ControlSum,
-    DistillConfig,
     Distiller,
     Exchange,
     attention_agreement,
     build_distiller,
+    exchanges_statistics,
     feature_statistics,
     kd_ramp,
     statistics_loss,
@@ -45,7 +45,7 @@ from metamixer_ray.distill import (
 from metamixer_ray.evaluation import Evaluation, evaluate
 from metamixer_ray.flags import MAX_SKIPPED_IN_A_ROW, agree_on_images, diverged, share_flags
 from metamixer_ray.mesh import PeerMesh
-from metamixer_ray.meters import Meters, gather_stages
+from metamixer_ray.meters import Clock, Meters, gather_stages
 from metamixer_ray.mixing import Mixer, build_mixer, draw_plan, mix_images, mix_tap, mix_targets
 from metamixer_ray.networks import StagedNetwork, common_stages, join_taps, keep_features
 from metamixer_ray.optimisation import build_optimizer, learning_rate
@@ -55,7 +55,6 @@ from metamixer_ray.randomness import seed_torch, torch_seed
 from metamixer_ray.restoring import checkpoint_identity
 
 EVALUATION_BATCH = 500
-EXCHANGE_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 WriteCheckpoint = Callable[[Path], None]
 
@@ -165,7 +164,7 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> None:
     """Train through the rest of an epoch, evaluate, and report."""
     config, mesh, epoch = peer.config, peer.mesh, progress.epoch
     meters = Meters(progress.sums)
-    clock = _Clock(already=progress.epoch_seconds)
+    clock = Clock(already=progress.epoch_seconds)
     images_seen = steps = 0
     peer.exchange.reset_cost()
     peer.forward.train()
@@ -309,14 +308,6 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     return flags
 
 
-def exchanges_statistics(config: DistillConfig, step: int) -> bool:
-    """Whether the exchange at this step of an epoch carries feature statistics: always when they are in the loss, else
-    now and then."""
-    if config.statistics == "none":
-        return False
-    return config.statistics_weight > 0 or step // config.exchange_every % config.statistics_every == 0
-
-
 def checkpoint_writer(peer: Peer, progress: Progress) -> WriteCheckpoint | None:
     """The function that writes this peer's files as they should be now, whenever it is called; the first replica
     writes for all of its peer."""
@@ -357,23 +348,3 @@ def evaluate_epoch(peer: Peer, epoch: int) -> tuple[Evaluation | None, Evaluatio
         scores = score(peer.splits.test)
         return scores, scores if last else None
     return score(peer.splits.validation), score(peer.splits.test) if last and peer.config.test else None
-
-
-class _Clock:
-    """Seconds of the running epoch, those before a resume included, and seconds since the last checkpoint."""
-
-    def __init__(self, already: float) -> None:
-        self._already = already
-        self._began = self._checkpoint = time.perf_counter()
-
-    def seconds(self) -> float:
-        return self._already + self.since_start()
-
-    def since_start(self) -> float:
-        return time.perf_counter() - self._began
-
-    def since_checkpoint(self) -> float:
-        return time.perf_counter() - self._checkpoint
-
-    def checkpointed(self) -> None:
-        self._checkpoint = time.perf_counter()

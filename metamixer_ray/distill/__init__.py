@@ -5,10 +5,10 @@ A step reads: ``say`` what the others need of this peer, ``start`` the exchange,
 is its own.
 """
 
-from metamixer_ray.distill.config import DistillConfig, kd_ramp
+from metamixer_ray.distill.config import DistillConfig, exchanges_statistics, kd_ramp
 from metamixer_ray.distill.control import MAX_PEERS_IN_BF16, Control, ControlSum, PeersDisagree, PeersDrifted
 from metamixer_ray.distill.distiller import Distiller, build_distiller, distiller_names
-from metamixer_ray.distill.exchange import Exchange, ExchangeCost, Pending
+from metamixer_ray.distill.exchange import EXCHANGE_DTYPES, Exchange, ExchangeCost, Pending
 from metamixer_ray.distill.heard import Heard, Reduce
 from metamixer_ray.distill.layout import Layout, read_layout
 from metamixer_ray.distill.statistics import (
@@ -21,6 +21,7 @@ from metamixer_ray.distill.statistics import (
 )
 
 __all__ = [
+    "EXCHANGE_DTYPES",
     "MAX_PEERS_IN_BF16",
     "Control",
     "ControlSum",
@@ -38,6 +39,7 @@ __all__ = [
     "attention_map",
     "build_distiller",
     "distiller_names",
+    "exchanges_statistics",
     "feature_statistics",
     "kd_ramp",
     "read_layout",

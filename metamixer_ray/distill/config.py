@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from metamixer_ray.distill.control import MAX_PEERS_IN_BF16
 from metamixer_ray.errors import ConfigError
 
 DistillerName = Literal["none", "dml", "ensemble", "kdcl-naive", "kdcl-linear", "kdcl-minlogit"]
@@ -103,6 +104,19 @@ class DistillConfig:
                 "use --distiller none for peers that learn nothing from each other"
             )
 
+    def check(self, peers: int) -> None:
+        """Raise ConfigError where what is chosen can't work for ``peers`` peers."""
+        if self.distiller != "none" and peers < 2:
+            raise ConfigError(
+                f"--distiller {self.distiller} needs at least two --peers, there is one: "
+                "add a peer, or train it alone with --distiller none"
+            )
+        if self.exchange_dtype == "bf16" and peers > MAX_PEERS_IN_BF16:
+            raise ConfigError(
+                f"--exchange-dtype bf16 can count up to {MAX_PEERS_IN_BF16} peers, there are {peers}: "
+                "use --exchange-dtype float32"
+            )
+
 
 def _at_least_zero(option: str, value: float) -> None:
     if not (math.isfinite(value) and value >= 0):
@@ -116,3 +130,11 @@ def kd_ramp(config: DistillConfig, epoch_progress: float, epochs: int) -> float:
     """
     warmup = WARMUP_SHARE * epochs if config.kd_warmup_epochs is None else config.kd_warmup_epochs
     return 1.0 if warmup == 0 else min(1.0, max(0.0, epoch_progress / warmup))
+
+
+def exchanges_statistics(config: DistillConfig, step: int) -> bool:
+    """Whether the exchange at this step of an epoch carries feature statistics: always when they are in the loss, else
+    now and then."""
+    if config.statistics == "none":
+        return False
+    return config.statistics_weight > 0 or step // config.exchange_every % config.statistics_every == 0

@@ -33,6 +33,9 @@ from metamixer_ray.distill.heard import Heard, Reduce
 # torch 2.14 renamed this collective; older releases know only the second name.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
+EXCHANGE_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+"""What ``--exchange-dtype`` names."""
+
 _Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 

@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from metamixer_ray.errors import ConfigError
@@ -58,3 +59,16 @@ def positions_last_channels(features: Tensor, layout: Layout = "auto") -> Tensor
             "name other stages with --stage-names, or use --statistics none"
         )
     return features[:, count - side * side :].unflatten(1, (side, side))
+
+
+def mean_over_places(features: Tensor, layout: Layout = "auto") -> Tensor:
+    """``features`` [B, ...] of any layout averaged over all places but the channels: float32 [B, channels].
+
+    A class token is left out, and vectors [B, channels] are what they are.
+
+    Raises:
+        ConfigError: see :func:`positions_last_channels`.
+    """
+    if features.ndim == 2:
+        return features.float()
+    return positions_last_channels(features, layout).mean((1, 2), dtype=torch.float32)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metamixer_ray.distill.heard import Heard
-from metamixer_ray.distill.layout import Layout, positions_last_channels
+from metamixer_ray.distill.layout import Layout, mean_over_places, positions_last_channels
 
 StatisticsKind = Literal["none", "attention", "similarity"]
 
@@ -80,8 +80,7 @@ def similarity_matrix(features: Tensor, layout: Layout = "auto") -> Tensor:
         ConfigError: the features cannot be read as maps.
     """
     with torch.autocast(features.device.type, enabled=False):
-        pooled = positions_last_channels(features, layout).mean((1, 2), dtype=torch.float32)
-        directions = F.normalize(pooled, dim=1)
+        directions = F.normalize(mean_over_places(features, layout), dim=1)
         return directions @ directions.T
 
 

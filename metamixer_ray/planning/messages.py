@@ -8,9 +8,16 @@ from functools import cache
 import torch
 
 from metamixer_ray.config import TrainConfig
-from metamixer_ray.distill import DistillConfig, Reduce, build_distiller, feature_statistics, statistics_message
+from metamixer_ray.distill import (
+    EXCHANGE_DTYPES,
+    DistillConfig,
+    Reduce,
+    build_distiller,
+    exchanges_statistics,
+    feature_statistics,
+    statistics_message,
+)
 from metamixer_ray.distill.control import CONTROL_FLOATS
-from metamixer_ray.worker import EXCHANGE_DTYPES, exchanges_statistics
 
 
 @dataclass(frozen=True, kw_only=True)

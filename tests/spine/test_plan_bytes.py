@@ -10,11 +10,17 @@ import torch.distributed as dist
 
 from metamixer_ray.config import TrainConfig, from_settings
 from metamixer_ray.data import load_splits
-from metamixer_ray.distill import Control, Exchange, build_distiller, feature_statistics, statistics_message
+from metamixer_ray.distill import (
+    EXCHANGE_DTYPES,
+    Control,
+    Exchange,
+    build_distiller,
+    feature_statistics,
+    statistics_message,
+)
 from metamixer_ray.planning import Link, Messages, epoch_of, messages
 from metamixer_ray.planning.estimate import exchange_estimate
 from metamixer_ray.preparation import batch_order
-from metamixer_ray.worker import EXCHANGE_DTYPES
 from tests.spine.pool import Pool
 from tests.spine.training import learn_together
 
