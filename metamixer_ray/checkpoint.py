@@ -48,7 +48,7 @@ class Snapshot:
     """A peer as it was at one moment, in copies of its own: training goes on while this is written.
 
     Attributes:
-        content: what ``peerN.pt`` holds: ``network``, ``optimizer`` and ``progress``.
+        content: what ``peerN.pt`` holds: ``network``, ``optimizer``, ``progress``, and ``distiller`` where that learns.
         identity: the settings and images it belongs to.
     """
 
@@ -77,9 +77,17 @@ def take_snapshot(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     identity: Mapping[str, Any],
+    distiller: nn.Module | None = None,
 ) -> Snapshot:
-    """Copy all that a peer needs to go on: its tensors to new ones on the CPU."""
+    """Copy all that a peer needs to go on: its tensors to new ones on the CPU.
+
+    Args:
+        distiller: what the distiller learns itself, if anything. It stands apart from the network, which alone is
+            evaluated and exported.
+    """
     content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
+    if distiller is not None:
+        content["distiller"] = distiller.state_dict()
     return Snapshot(peer=peer, content=_copied(content), identity=dict(identity))
 
 
@@ -96,7 +104,7 @@ def _copied(value: Any) -> Any:
 
 
 def read_peer(folder: Path, peer: int, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Read and verify one peer's file: ``{"network", "optimizer", "progress"}``, tensors on the CPU.
+    """Read and verify one peer's file: ``Snapshot.content``, tensors on the CPU.
 
     Args:
         identity: the settings the checkpoint must belong to; None takes any.
@@ -138,8 +146,9 @@ def restore_peer(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
+    distiller: nn.Module | None = None,
 ) -> Progress:
-    """Put a checkpoint back into ``network`` and ``optimizer`` and return how far it was.
+    """Put a checkpoint back into what it was taken of and return how far it was.
 
     Raises:
         CheckpointError: see :func:`read_peer`.
@@ -147,4 +156,6 @@ def restore_peer(
     saved = read_peer(folder, peer, identity)
     network.load_state_dict(saved["network"])
     optimizer.load_state_dict(saved["optimizer"])
+    if distiller is not None:
+        distiller.load_state_dict(saved["distiller"])
     return Progress(**saved["progress"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from metamixer_ray.errors import ConfigError
@@ -74,10 +75,10 @@ def for_peer(values: Sequence[T], peer: int) -> T:
     return values[0] if len(values) == 1 else values[peer]
 
 
-def build_optimizer(config: OptimisationConfig, peer: int, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of peer number ``peer``; fused where the device has it."""
+def build_optimizer(config: OptimisationConfig, peer: int, *modules: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of peer number ``peer``, with a parameter group for each module; fused where the device has it."""
     lr, weight_decay = for_peer(config.lr, peer), for_peer(config.weight_decay, peer)
-    parameters = [p for p in network.parameters() if p.requires_grad]
+    parameters = [{"params": [p for p in module.parameters() if p.requires_grad]} for module in modules]
     if for_peer(config.optimizer, peer) == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -88,6 +89,21 @@ def build_optimizer(config: OptimisationConfig, peer: int, network: nn.Module) -
             fused=True,
         )
     return torch.optim.AdamW(parameters, lr=lr, betas=(config.momentum, 0.999), weight_decay=weight_decay, fused=True)
+
+
+def average_gradients(module: nn.Module, group: dist.ProcessGroup | None) -> None:
+    """Give all ranks of ``group`` the mean of their gradients of ``module``, one that DistributedDataParallel has not.
+
+    One all-reduce of them all, always in the same order, so that a resumed run sums as an uninterrupted one.
+    """
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    if group is None or not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat, group=group)
+    flat /= dist.get_world_size(group)
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def learning_rate(config: OptimisationConfig, peer: int, progress: float, epochs: int) -> float:

@@ -6,10 +6,10 @@ import torch
 
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.data import BatchOrder, Splits, wants_quadruples
-from metamixer_ray.distill import Layout
+from metamixer_ray.distill import Distiller, Layout, build_distiller, takes_embedding
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.mixing import build_mixer, resolve_stages
-from metamixer_ray.networks import StagedNetwork, build_network, common_stages
+from metamixer_ray.networks import StagedNetwork, build_network, common_stages, embedding_width
 from metamixer_ray.randomness import torch_seed
 
 # How the statistics read a stage's output, by what the network says its axes are.
@@ -40,6 +40,15 @@ def build_peers(config: TrainConfig, *, classes: int, image_size: int) -> list[S
         for name, network, stages in zip(config.peers, networks, common_stages(counts), strict=True):
             _check_statistics(name, network, stages)
     return networks
+
+
+def peer_distiller(config: TrainConfig, network: StagedNetwork, peer: int, *, image_size: int) -> Distiller:
+    """The distiller of a peer with this network; what it learns starts as a pure function of (seed, peer)."""
+    if not takes_embedding(config.distillation):
+        return build_distiller(config.distillation)
+    torch.manual_seed(torch_seed(config.seed, "distiller", peer))
+    width = embedding_width(network, image_size=image_size)
+    return build_distiller(config.distillation, width=width, leads=peer + 1 == len(config.peers))
 
 
 def _check_statistics(name: str, network: StagedNetwork, stages: Sequence[int]) -> None:

@@ -6,7 +6,7 @@ what is to be reported.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -34,11 +34,13 @@ from metamixer_ray.distill import (
     ControlSum,
     Distiller,
     Exchange,
+    Own,
     attention_agreement,
-    build_distiller,
     exchanges_statistics,
     feature_statistics,
     kd_ramp,
+    learnt_by,
+    mean_over_places,
     statistics_loss,
     statistics_message,
 )
@@ -48,9 +50,9 @@ from metamixer_ray.mesh import PeerMesh
 from metamixer_ray.meters import Clock, Meters, gather_stages
 from metamixer_ray.mixing import Mixer, build_mixer, draw_plan, mix_images, mix_tap, mix_targets
 from metamixer_ray.networks import StagedNetwork, common_stages, join_taps, keep_features
-from metamixer_ray.optimisation import build_optimizer, learning_rate
+from metamixer_ray.optimisation import average_gradients, build_optimizer, learning_rate
 from metamixer_ray.precision import autocast, resolve_precision
-from metamixer_ray.preparation import READ_AS, batch_order, build_peers
+from metamixer_ray.preparation import READ_AS, batch_order, build_peers, peer_distiller
 from metamixer_ray.randomness import seed_torch, torch_seed
 from metamixer_ray.restoring import checkpoint_identity
 
@@ -92,6 +94,8 @@ class Peer:
     optimizer: torch.optim.Optimizer
     mixer: Mixer
     distiller: Distiller
+    learnt: nn.Module | None
+    """What the distiller learns itself; no part of the network that is evaluated and exported."""
     exchange: Exchange
     silence: Exchange
     """What steps without an exchange use in its place: nobody is told anything, and nobody heard."""
@@ -115,7 +119,7 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
     identified = checkpoint_identity(config, peer.splits)
     progress, start = Progress(), session.start_from()
     if start is not None:
-        progress = restore_peer(start, mesh.peer, peer.network.network, peer.optimizer, identified)
+        progress = restore_peer(start, mesh.peer, peer.network.network, peer.optimizer, identified, peer.learnt)
         # Whoever keeps the rows may have died between taking checkpoints and writing their rows. A row that is there
         # already is not written twice. The file is the first replica's, so each says again who it is.
         told = [json.loads(report) | {"replica": mesh.replica} for report in progress.reports]
@@ -132,6 +136,9 @@ def set_up(config: TrainConfig, mesh: PeerMesh, device: torch.device, splits: Sp
     for parameter in network.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    distiller = peer_distiller(config, network, mesh.peer, image_size=splits.train.image_size)
+    learnt = learnt_by(distiller)
+    modules = [network] if learnt is None else [network, learnt.to(device)]
     forward: nn.Module = network
     if config.compile:
         forward = network.compiled()
@@ -150,9 +157,10 @@ def set_up(config: TrainConfig, mesh: PeerMesh, device: torch.device, splits: Sp
         network=network,
         forward=forward,
         buffers=list(network.buffers()),
-        optimizer=build_optimizer(config.optimisation, mesh.peer, network),
+        optimizer=build_optimizer(config.optimisation, mesh.peer, *modules),
         mixer=build_mixer(config.mixing),
-        distiller=build_distiller(config.distillation),
+        distiller=distiller,
+        learnt=learnt,
         exchange=Exchange(mesh.peer_group, device, EXCHANGE_DTYPES[config.distillation.exchange_dtype]),
         silence=Exchange(None, device),
         stages_to_mix=min(stage_counts),
@@ -251,23 +259,29 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     # This peer's view of them.
     features: dict[int, Tensor] = {}
     watch = exchange.peers > 1 and exchanges_statistics(config.distillation, batch.step)
-    taps = join_taps(mix_tap(plan), keep_features(features, peer.stages_to_compare if watch else ()))
+    compared = list(peer.stages_to_compare) if watch else []
+    embedded = [len(peer.network.stage_names)] if peer.learnt is not None else []
+    taps = join_taps(mix_tap(plan), keep_features(features, compared + embedded))
     seed_torch(torch_seed(config.seed, "network", mesh.peer, mesh.replica, epoch, batch.step), device)
     before = [buffer.clone() for buffer in peer.buffers]
     with autocast(peer.precision, device):
         logits = peer.forward(images, taps)
     cross_entropy = F.cross_entropy(logits.float(), targets)
+    layouts = {stage: READ_AS[peer.network.layouts[stage - 1]] for stage in features}
+    own = Own(logits=logits, targets=targets)
+    for stage in embedded:
+        own = replace(own, embedding=mean_over_places(features[stage], layouts[stage]))
     with torch.set_grad_enabled(config.distillation.statistics_weight > 0):
         statistics = feature_statistics(
-            [features[stage] for stage in sorted(features)],
+            [features[stage] for stage in compared],
             config.distillation.statistics,
             grid=config.distillation.statistics_grid,
-            layout=[READ_AS[peer.network.layouts[stage - 1]] for stage in sorted(features)],
+            layout=[layouts[stage] for stage in compared],
         )
 
     # What the others say of them: one collective, under way while this peer prepares to learn.
     pending = exchange.start(
-        peer.distiller.say(logits, targets),
+        peer.distiller.say(own),
         reduce=peer.distiller.reduce,
         beside=statistics_message(statistics),
         control=Control(step=step, wish_checkpoint=wish_checkpoint and exchange is peer.exchange),
@@ -280,7 +294,7 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     heard = pending.wait()
 
     # What it learns.
-    kd = peer.distiller.loss(logits, targets, heard)
+    kd = peer.distiller.loss(own, heard)
     unlikeness = statistics_loss(statistics, heard)
     kd_weight = config.distillation.kd_weight * kd_ramp(config.distillation, now, config.epochs)
     loss = cross_entropy + kd_weight * kd
@@ -296,6 +310,8 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
         for buffer, old in zip(peer.buffers, before, strict=True):
             buffer.copy_(old)
         return flags
+    if peer.learnt is not None:
+        average_gradients(peer.learnt, mesh.replica_group)
     peer.optimizer.step()
 
     meters.add(loss=loss, cross_entropy=cross_entropy, train_top1=hits)
@@ -320,6 +336,7 @@ def checkpoint_writer(peer: Peer, progress: Progress) -> WriteCheckpoint | None:
         peer.optimizer,
         progress,
         checkpoint_identity(peer.config, peer.splits),
+        peer.learnt,
     ).write
 
 

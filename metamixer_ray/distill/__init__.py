@@ -7,10 +7,11 @@ is its own.
 
 from metamixer_ray.distill.config import DistillConfig, exchanges_statistics, kd_ramp
 from metamixer_ray.distill.control import MAX_PEERS_IN_BF16, Control, ControlSum, PeersDisagree, PeersDrifted
-from metamixer_ray.distill.distiller import Distiller, build_distiller, distiller_names
+from metamixer_ray.distill.distiller import Distiller, build_distiller, distiller_names, learnt_by, takes_embedding
 from metamixer_ray.distill.exchange import EXCHANGE_DTYPES, Exchange, ExchangeCost, Pending
 from metamixer_ray.distill.heard import Heard, Reduce
-from metamixer_ray.distill.layout import Layout, read_layout
+from metamixer_ray.distill.layout import Layout, mean_over_places, read_layout
+from metamixer_ray.distill.own import Own
 from metamixer_ray.distill.statistics import (
     attention_agreement,
     attention_map,
@@ -31,6 +32,7 @@ __all__ = [
     "ExchangeCost",
     "Heard",
     "Layout",
+    "Own",
     "PeersDisagree",
     "PeersDrifted",
     "Pending",
@@ -42,8 +44,11 @@ __all__ = [
     "exchanges_statistics",
     "feature_statistics",
     "kd_ramp",
+    "learnt_by",
+    "mean_over_places",
     "read_layout",
     "similarity_matrix",
     "statistics_loss",
     "statistics_message",
+    "takes_embedding",
 ]

@@ -7,8 +7,12 @@ from typing import Literal
 from metamixer_ray.distill.control import MAX_PEERS_IN_BF16
 from metamixer_ray.errors import ConfigError
 
-DistillerName = Literal["none", "dml", "ensemble", "kdcl-naive", "kdcl-linear", "kdcl-minlogit"]
+DistillerName = Literal[
+    "none", "dml", "ensemble", "ensemble-gated", "kdcl-naive", "kdcl-linear", "kdcl-minlogit", "okddip", "mcl"
+]
+PROJECTION_DIMS = {"okddip": 8, "mcl": 128}
 WARMUP_SHARE = 0.25
+_CONTRASTS = ("vcl_weight", "icl_weight", "soft_vcl_weight", "soft_icl_weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,18 +25,39 @@ class DistillConfig:
 
     distiller: DistillerName = "dml"
     """What a peer imitates: 'dml' each other peer's predictions (deep mutual learning), 'ensemble' those of all peers'
-    mean logits, 'kdcl-naive' those of the peer that fits the label best, 'kdcl-linear' those of the weighted mean that
-    fits it best, 'kdcl-minlogit' those of the peers' lowest logits; with 'none' the peers learn independently."""
+    mean logits, 'ensemble-gated' those of their mean as a learnt gate weighs it, 'kdcl-naive' those of the peer that
+    fits the label best, 'kdcl-linear' those of the weighted mean that fits it best, 'kdcl-minlogit' those of the peers'
+    lowest logits, 'okddip' those of the peers it attends to (the last peer: the mean of the others), 'mcl' how the
+    others' embeddings tell images apart (mutual contrastive learning); with 'none' the peers learn independently."""
 
     divergence: Literal["kl", "dkd"] = "kl"
-    """How a teacher (any distiller but 'dml') is imitated: 'kl', or 'dkd', which weighs the target class and the other
-    classes separately (decoupled knowledge distillation)."""
+    """How the teacher of 'ensemble', 'ensemble-gated' and 'kdcl-*' is imitated: 'kl', or 'dkd', which weighs the target
+    class and the other classes separately (decoupled knowledge distillation)."""
 
     dkd_alpha: float = 1.0
     """dkd: weight of the target class."""
 
     dkd_beta: float = 8.0
     """dkd: weight of the other classes."""
+
+    projection_dim: int | None = None
+    """okddip, mcl: numbers per image that peers tell each other of their embedding, whatever its width. Default: 8 for
+    okddip (what its public code has for 64 channels), 128 for mcl."""
+
+    contrast_temperature: float = 0.1
+    """mcl: the temperature tau that similarities of embeddings are divided by."""
+
+    vcl_weight: float = 0.1
+    """mcl: weight of telling images apart by a peer's own embeddings."""
+
+    icl_weight: float = 0.1
+    """mcl: weight of telling images apart by its own and another peer's embeddings."""
+
+    soft_vcl_weight: float = 1.0
+    """mcl: weight of agreeing with the others on how alike the images are."""
+
+    soft_icl_weight: float = 1.0
+    """mcl: weight of agreeing on that between its own and another peer's embeddings."""
 
     kd_weight: float = 1.0
     """Weight of the distillation loss beside the cross-entropy, once the ramp is over."""
@@ -74,13 +99,20 @@ class DistillConfig:
         if self.kd_warmup_epochs is not None:
             _at_least_zero("--kd-warmup-epochs", self.kd_warmup_epochs)
         _at_least_zero("--statistics-weight", self.statistics_weight)
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ConfigError(f"--temperature must be a positive number, not {self.temperature}; try --temperature 3")
+        _positive("--temperature", self.temperature, example=3)
+        _positive("--contrast-temperature", self.contrast_temperature, example=0.1)
+        contrasts = {name: getattr(self, name) for name in _CONTRASTS}
+        for name, weight in contrasts.items():
+            _at_least_zero(f"--{name.replace('_', '-')}", weight)
+        if self.distiller == "mcl" and not any(contrasts.values()):
+            raise ConfigError("--distiller mcl has nothing to learn with all its weights 0; try --soft-icl-weight 1")
+        if self.projection_dim is not None and self.projection_dim < 1:
+            raise ConfigError(f"--projection-dim must be at least 1, not {self.projection_dim}")
         _at_least_zero("--dkd-alpha", self.dkd_alpha)
         _at_least_zero("--dkd-beta", self.dkd_beta)
-        if self.divergence == "dkd" and self.distiller in ("none", "dml"):
+        if self.divergence == "dkd" and self.distiller in ("none", "dml", "okddip", "mcl"):
             raise ConfigError(
-                f"--divergence dkd needs a teacher, and --distiller {self.distiller} has none; "
+                f"--divergence dkd needs a teacher that all peers share, and --distiller {self.distiller} has none; "
                 "choose for example --distiller ensemble, or --divergence kl"
             )
         if self.statistics_weight > 0 and self.statistics == "none":
@@ -106,6 +138,11 @@ class DistillConfig:
 
     def check(self, peers: int) -> None:
         """Raise ConfigError where what is chosen can't work for ``peers`` peers."""
+        if self.distiller == "okddip" and peers < 3:
+            raise ConfigError(
+                f"--distiller okddip needs at least three --peers, not {peers}: the last one leads, "
+                "and the others learn from each other; add a peer, or use --distiller dml"
+            )
         if self.distiller != "none" and peers < 2:
             raise ConfigError(
                 f"--distiller {self.distiller} needs at least two --peers, there is one: "
@@ -116,6 +153,11 @@ class DistillConfig:
                 f"--exchange-dtype bf16 can count up to {MAX_PEERS_IN_BF16} peers, there are {peers}: "
                 "use --exchange-dtype float32"
             )
+
+
+def _positive(option: str, value: float, *, example: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{option} must be a positive number, not {value}; try {option} {example}")
 
 
 def _at_least_zero(option: str, value: float) -> None:

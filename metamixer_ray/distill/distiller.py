@@ -1,39 +1,44 @@
-"""The interface of distillers and their registry. A new family is one file and one line in
-``_DISTILLERS``."""
+"""The interface of distillers and their registry. A new family is one file and one line in ``_DISTILLERS``, or in
+``_LEARNING`` when it has parameters of its own."""
 
 from collections.abc import Callable
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from metamixer_ray.distill.config import DistillConfig
+from metamixer_ray.distill.config import PROJECTION_DIMS, DistillConfig
 from metamixer_ray.distill.dml import DeepMutualLearning
 from metamixer_ray.distill.ensemble import EnsembleTeacher
+from metamixer_ray.distill.gated_ensemble import GatedEnsembleTeacher
 from metamixer_ray.distill.heard import Heard, Reduce
 from metamixer_ray.distill.independent import Independent
 from metamixer_ray.distill.kdcl import LinearTeacher, MinLogitTeacher, NaiveTeacher
+from metamixer_ray.distill.mcl import MutualContrast
+from metamixer_ray.distill.okddip import Auxiliary, GroupLeader
+from metamixer_ray.distill.own import Own
 from metamixer_ray.distill.teaching import build_teaching
 from metamixer_ray.errors import ConfigError
 
 
 class Distiller(Protocol):
-    """What a peer tells the others of its logits, and what it learns from theirs. Has no state and no
-    parameters."""
+    """What a peer tells the others of its view of a batch, and what it learns from theirs.
+
+    Keeps nothing from step to step. One that has parameters is an ``nn.Module`` (see :func:`learnt_by`) and is given
+    the embeddings; its parameters are trained with the network's, and are no part of it.
+    """
 
     @property
     def reduce(self) -> Reduce:
         """What it needs of the others."""
         ...
 
-    def say(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """What the others need of this peer's logits [B, C] (any float dtype), given the label weights ``targets``
-        [B, C] of the mixed images: detached float32, named '<family>/<what>'."""
+    def say(self, own: Own) -> dict[str, Tensor]:
+        """What the others need of this peer: detached float32, named '<family>/<what>'."""
         ...
 
-    def loss(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
-        """The distillation loss, a float32 scalar (mean over the batch, unweighted) whose gradient goes to
-        ``logits`` [B, C] only; zero when there is no other peer. ``targets`` [B, C] are label weights, whose rows
-        sum to one."""
+    def loss(self, own: Own, heard: Heard) -> Tensor:
+        """The distillation loss, a float32 scalar (mean over the batch, unweighted) whose gradient goes to what this
+        peer has itself only; zero when there is no other peer."""
         ...
 
 
@@ -46,18 +51,48 @@ _DISTILLERS: dict[str, Callable[[DistillConfig], Distiller]] = {
     "kdcl-minlogit": lambda config: MinLogitTeacher(build_teaching(config)),
 }
 
+_LEARNING: dict[str, Callable[[DistillConfig, int, bool], Distiller]] = {
+    "ensemble-gated": lambda config, width, leads: GatedEnsembleTeacher(build_teaching(config), width=width),
+    "okddip": lambda config, width, leads: (
+        GroupLeader(config.temperature, dim=_projection_dim(config))
+        if leads
+        else Auxiliary(config.temperature, width=width, dim=_projection_dim(config))
+    ),
+    "mcl": lambda config, width, leads: MutualContrast(config, width=width, dim=_projection_dim(config)),
+}
+
 
 def distiller_names() -> tuple[str, ...]:
     """The names ``--distiller`` knows."""
-    return tuple(_DISTILLERS)
+    return (*_DISTILLERS, *_LEARNING)
 
 
-def build_distiller(config: DistillConfig) -> Distiller:
-    """The distiller that ``config.distiller`` names.
+def build_distiller(config: DistillConfig, *, width: int = 1, leads: bool = False) -> Distiller:
+    """The distiller that ``config.distiller`` names, its parameters (if any) drawn from torch's global generator.
+
+    Args:
+        width: numbers in an image's embedding.
+        leads: whether it is for the last peer, which leads in some methods.
 
     Raises:
         ConfigError: no distiller has that name.
     """
-    if config.distiller not in _DISTILLERS:
-        raise ConfigError(f"--distiller {config.distiller!r} is not one of {', '.join(_DISTILLERS)}")
-    return _DISTILLERS[config.distiller](config)
+    if config.distiller in _DISTILLERS:
+        return _DISTILLERS[config.distiller](config)
+    if config.distiller in _LEARNING:
+        return _LEARNING[config.distiller](config, width, leads)
+    raise ConfigError(f"--distiller {config.distiller!r} is not one of {', '.join(distiller_names())}")
+
+
+def takes_embedding(config: DistillConfig) -> bool:
+    """Whether ``config.distiller`` learns something itself from the embeddings."""
+    return config.distiller in _LEARNING
+
+
+def learnt_by(distiller: Distiller) -> nn.Module | None:
+    """What ``distiller`` learns itself, such as projections of embeddings; None for most."""
+    return distiller if isinstance(distiller, nn.Module) else None
+
+
+def _projection_dim(config: DistillConfig) -> int:
+    return config.projection_dim or PROJECTION_DIMS[config.distiller]

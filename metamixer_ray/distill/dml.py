@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metamixer_ray.distill.heard import Heard, Reduce
+from metamixer_ray.distill.own import Own
 
 PROBABILITIES = "dml/probabilities"
 """[B, C] probabilities at temperature T."""
@@ -28,20 +29,19 @@ class DeepMutualLearning:
     def __init__(self, temperature: float) -> None:
         self.temperature = temperature
 
-    def say(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """The probabilities and negative entropies of ``logits`` [B, C]."""
-        log_probabilities = self._log_probabilities(logits.detach())
+    def say(self, own: Own) -> dict[str, Tensor]:
+        """The probabilities and negative entropies of its logits."""
+        log_probabilities = self._log_probabilities(own.logits.detach())
         probabilities = log_probabilities.exp()
         negative_entropies = (probabilities * log_probabilities).sum(1)
         return {PROBABILITIES: probabilities, NEGATIVE_ENTROPIES: negative_entropies}
 
-    def loss(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
-        """T squared times the mean over batch and other peers of KL(p_j || p_i), in nats; ``logits`` are [B,
-        C]."""
+    def loss(self, own: Own, heard: Heard) -> Tensor:
+        """T squared times the mean over batch and other peers of KL(p_j || p_i), in nats."""
         if not heard.others:
-            return torch.zeros((), device=logits.device)
-        with torch.autocast(logits.device.type, enabled=False):
-            log_probabilities = self._log_probabilities(logits)
+            return torch.zeros((), device=own.logits.device)
+        with torch.autocast(own.logits.device.type, enabled=False):
+            log_probabilities = self._log_probabilities(own.logits)
             cross_entropies = -(heard.others[PROBABILITIES] * log_probabilities).sum(1)
             divergences = heard.others[NEGATIVE_ENTROPIES] + cross_entropies
             return self.temperature**2 * divergences.mean()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from metamixer_ray.distill.heard import Heard, Reduce
+from metamixer_ray.distill.own import Own
 
 
 class Independent:
@@ -11,10 +12,10 @@ class Independent:
 
     reduce: Reduce = "mean"
 
-    def say(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def say(self, own: Own) -> dict[str, Tensor]:
         """Nothing."""
         return {}
 
-    def loss(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
+    def loss(self, own: Own, heard: Heard) -> Tensor:
         """Zero, without a graph."""
-        return torch.zeros((), device=logits.device)
+        return torch.zeros((), device=own.logits.device)

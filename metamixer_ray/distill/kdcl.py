@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metamixer_ray.distill.heard import Heard, Reduce
+from metamixer_ray.distill.own import Own
 from metamixer_ray.distill.teaching import LOGITS, OneTeacher
 
 _BARRIERS, _NEWTON_STEPS = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5), 4
@@ -30,10 +31,10 @@ class NaiveTeacher(OneTeacher):
 
     reduce: Reduce = "each"
 
-    def teacher(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
+    def teacher(self, own: Own, heard: Heard) -> Tensor:
         """The logits [B, C] of the best peer of each image."""
         each = heard.each[LOGITS]
-        best = _cross_entropies(each, targets).argmin(dim=0)
+        best = _cross_entropies(each, own.targets).argmin(dim=0)
         return each[best, torch.arange(len(best), device=best.device)]
 
 
@@ -42,10 +43,10 @@ class LinearTeacher(OneTeacher):
 
     reduce: Reduce = "each"
 
-    def teacher(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
+    def teacher(self, own: Own, heard: Heard) -> Tensor:
         """The best mean [B, C] of all peers' logits."""
         each = heard.each[LOGITS]
-        return torch.einsum("bp,pbc->bc", best_shares(each, targets), each)
+        return torch.einsum("bp,pbc->bc", best_shares(each, own.targets), each)
 
 
 class MinLogitTeacher(OneTeacher):
@@ -53,12 +54,12 @@ class MinLogitTeacher(OneTeacher):
 
     reduce: Reduce = "lowest"
 
-    def say(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """``logits`` [B, C] less the true class's, of which ``targets`` [B, C] has the weights."""
-        plain = logits.detach().float()
-        return {LOGITS: plain - (targets * plain).sum(1, keepdim=True)}
+    def say(self, own: Own) -> dict[str, Tensor]:
+        """Its logits [B, C] less the true class's."""
+        plain = own.logits.detach().float()
+        return {LOGITS: plain - (own.targets * plain).sum(1, keepdim=True)}
 
-    def teacher(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
+    def teacher(self, own: Own, heard: Heard) -> Tensor:
         """The lowest [B, C] that any peer said."""
         return heard.lowest[LOGITS]
 

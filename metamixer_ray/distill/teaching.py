@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from metamixer_ray.distill.config import DistillConfig
 from metamixer_ray.distill.heard import Heard, Reduce
+from metamixer_ray.distill.own import Own
 
 Teaching = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(logits [B, C], the teacher's logits [B, C], label weights [B, C]) -> a float32 scalar``, mean over the batch."""
@@ -30,19 +31,19 @@ class OneTeacher(ABC):
     def __init__(self, teaching: Teaching) -> None:
         self._teaching = teaching
 
-    def say(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """The ``logits`` [B, C] themselves."""
-        return {LOGITS: logits.detach().float()}
+    def say(self, own: Own) -> dict[str, Tensor]:
+        """Its logits [B, C] themselves."""
+        return {LOGITS: own.logits.detach().float()}
 
-    def loss(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
-        """The divergence from the teacher; ``logits`` and ``targets`` are [B, C]."""
+    def loss(self, own: Own, heard: Heard) -> Tensor:
+        """The divergence from the teacher."""
         if heard.peers == 1:
-            return torch.zeros((), device=logits.device)
-        return self._teaching(logits, self.teacher(logits.detach().float(), targets, heard), targets)
+            return torch.zeros((), device=own.logits.device)
+        return self._teaching(own.logits, self.teacher(own, heard), own.targets)
 
     @abstractmethod
-    def teacher(self, logits: Tensor, targets: Tensor, heard: Heard) -> Tensor:
-        """The teacher's logits [B, C], given this peer's own [B, C] and what was heard of all."""
+    def teacher(self, own: Own, heard: Heard) -> Tensor:
+        """The teacher's logits [B, C], given what this peer has and what was heard of all."""
 
 
 def build_teaching(config: DistillConfig) -> Teaching:

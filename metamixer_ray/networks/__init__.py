@@ -12,6 +12,7 @@ public code of online-KD papers builds.
 """
 
 from metamixer_ray.networks.config import NetworkConfig
+from metamixer_ray.networks.probe import embedding_width
 from metamixer_ray.networks.registry import build_network, network_names
 from metamixer_ray.networks.staged import Layout, StagedNetwork, Tap, common_stages
 from metamixer_ray.networks.taps import join_taps, keep_features
@@ -23,6 +24,7 @@ __all__ = [
     "Tap",
     "build_network",
     "common_stages",
+    "embedding_width",
     "join_taps",
     "keep_features",
     "network_names",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metamixer_ray.networks.staged import stage_modules
+from metamixer_ray.networks.staged import StagedNetwork, stage_modules
 
 ROWS = 2
 """Rows of the dry batch: two, so that an output without a batch axis is noticed."""
@@ -89,3 +89,10 @@ def dry_run(network: nn.Module, names: Sequence[str], *, image_size: int) -> tup
             )
         )
     return output, traces
+
+
+def embedding_width(network: StagedNetwork, *, image_size: int) -> int:
+    """Channels of what flows out of the last stage."""
+    _, (trace,) = dry_run(network.network, network.stage_names[-1:], image_size=image_size)
+    assert trace.shape is not None, "build_network checks that a stage gives one tensor"
+    return trace.shape[1 if network.layouts[-1] == "BCHW" else -1]

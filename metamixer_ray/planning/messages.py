@@ -11,6 +11,7 @@ from metamixer_ray.config import TrainConfig
 from metamixer_ray.distill import (
     EXCHANGE_DTYPES,
     DistillConfig,
+    Own,
     Reduce,
     build_distiller,
     exchanges_statistics,
@@ -42,7 +43,9 @@ def message_floats(config: DistillConfig, *, rows: int, classes: int, stages: in
         stages: how many stages are compared.
         statistics: whether the message carries feature statistics.
     """
-    said = build_distiller(config).say(torch.zeros(rows, classes), torch.zeros(rows, classes))
+    logits = torch.zeros(rows, classes)
+    # Any width of the embedding will do: what is said of it doesn't depend on it.
+    said = build_distiller(config).say(Own(logits=logits, targets=logits, embedding=torch.zeros(rows, 1)))
     if statistics:
         grid = config.statistics_grid
         features = [torch.zeros(rows, 1, grid, grid)] * stages

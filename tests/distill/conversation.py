@@ -11,12 +11,15 @@ from torch.nn import functional as F
 from metamixer_ray.distill import (
     Control,
     DistillConfig,
+    Distiller,
     Exchange,
+    Own,
     PeersDisagree,
     Reduce,
     attention_agreement,
     build_distiller,
     feature_statistics,
+    learnt_by,
     statistics_loss,
     statistics_message,
 )
@@ -32,6 +35,22 @@ TEXTBOOKS: dict[str, Textbook] = {
     "kdcl-minlogit": textbook.minlogit_teaching,
 }
 ALL: tuple[DistillerName, ...] = ("dml", "ensemble", "kdcl-naive", "kdcl-linear", "kdcl-minlogit")
+
+LEARNING = {
+    "ensemble-gated": DistillConfig(distiller="ensemble-gated", temperature=2.0),
+    "okddip": DistillConfig(distiller="okddip", temperature=2.0, projection_dim=3),
+    "mcl": DistillConfig(
+        distiller="mcl",
+        temperature=2.0,
+        projection_dim=5,
+        contrast_temperature=0.2,
+        vcl_weight=0.5,
+        icl_weight=0.25,
+        soft_vcl_weight=2.0,
+        soft_icl_weight=1.5,
+    ),
+}
+"""Distillers with parameters of their own."""
 
 GROUPS = (2, 3, 5)
 TEMPERATURES = (1.0, 3.0, 4.0)
@@ -50,6 +69,16 @@ def targets_of_all() -> Tensor:
     first, second = (F.one_hot(torch.randint(CLASSES, (ROWS,), generator=generator), CLASSES) for _ in range(2))
     kept = torch.tensor([1.0, 1.0, 0.9, 0.7, 0.6, 0.8, 1.0])[:, None]
     return kept * first + (1 - kept) * second
+
+
+def embedding_of(peer: int) -> Tensor:
+    """Of another width in each peer."""
+    return torch.randn(ROWS, 4 + peer, generator=torch.Generator().manual_seed(50 + peer))
+
+
+def learning_distiller(config: DistillConfig, peer: int, peers: int) -> Distiller:
+    torch.manual_seed(peer)
+    return build_distiller(config, width=embedding_of(peer).shape[1], leads=peer + 1 == peers)
 
 
 def features_of(peer: int) -> list[Tensor]:
@@ -71,16 +100,20 @@ def run_dml(exchange: Exchange, temperature: float, dtype: torch.dtype = torch.f
 
 
 def run_distiller(exchange: Exchange, config: DistillConfig, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    distiller = build_distiller(config)
+    distiller = learning_distiller(config, exchange.own_index, exchange.peers)
     logits = logits_of(exchange.own_index).to(dtype).requires_grad_()
-    targets = targets_of_all()
-    pending = exchange.start(distiller.say(logits, targets), reduce=distiller.reduce, control=Control(step=0))
+    embedding = embedding_of(exchange.own_index).requires_grad_()
+    own = Own(logits=logits, targets=targets_of_all(), embedding=embedding)
+    pending = exchange.start(distiller.say(own), reduce=distiller.reduce, control=Control(step=0))
     heard = pending.wait()
-    loss = distiller.loss(logits, targets, heard)
+    loss = distiller.loss(own, heard)
     loss.backward()
+    learnt = learnt_by(distiller)
     return {
         "loss": loss.detach(),
         "gradient": logits.grad,
+        "embedding": embedding.grad,
+        "parameters": {} if learnt is None else {name: p.grad for name, p in learnt.named_parameters()},
         "carries_gradient": any(t.requires_grad for t in (*heard.others.values(), *heard.each.values())),
         "same_again": pending.wait() is heard,
         "peers": heard.peers,
@@ -233,6 +266,7 @@ def converse(rank: int) -> dict[int, dict[str, Any]]:
                 }
                 for name in ALL
             },
+            "learning": {name: run_distiller(exchange, config) for name, config in LEARNING.items()},
             "decoupled": run_distiller(
                 exchange, DistillConfig(distiller="ensemble", divergence="dkd", dkd_alpha=0.7, dkd_beta=3.0)
             ),

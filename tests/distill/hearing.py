@@ -1,11 +1,17 @@
-"""What a peer would hear, computed in one process, for tests of formulas."""
+"""What a peer would have and hear, computed in one process, for tests of formulas."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from metamixer_ray.distill import ControlSum, Heard
+from metamixer_ray.distill import ControlSum, Heard, Own
+
+
+def own_view(logits: Tensor) -> Own:
+    """A peer's own of images whose labels are all classes alike, and whose embeddings are one number."""
+    even = torch.full_like(logits, 1 / logits.shape[1], dtype=torch.float32)
+    return Own(logits=logits, targets=even, embedding=logits.detach().float()[:, :1])
 
 
 def heard_by(own_index: int, messages: Sequence[dict[str, Tensor]]) -> Heard:

@@ -26,6 +26,19 @@ from metamixer_ray.errors import ConfigError
         ({"statistics": "none", "statistics_weight": 0.1}, "--statistics attention"),
         ({"statistics_grid": 1}, "--statistics-grid"),
         ({"statistics_every": 0}, "--statistics-every"),
+        ({"projection_dim": 0}, "--projection-dim"),
+        ({"contrast_temperature": 0.0}, "--contrast-temperature"),
+        ({"soft_vcl_weight": -1.0}, "--soft-vcl-weight"),
+        (
+            {
+                "distiller": "mcl",
+                "vcl_weight": 0.0,
+                "icl_weight": 0.0,
+                "soft_vcl_weight": 0.0,
+                "soft_icl_weight": 0.0,
+            },
+            "--distiller mcl has nothing to learn",
+        ),
     ],
 )
 def test_impossible_values_are_refused_by_name(options: dict, flag: str) -> None:

@@ -14,17 +14,12 @@ import metamixer_ray.distill
 from metamixer_ray.distill import Control, DistillConfig, Exchange, build_distiller, distiller_names
 from metamixer_ray.distill.config import DistillerName
 from tests.distill import textbook
-from tests.distill.hearing import heard_by
+from tests.distill.hearing import heard_by, own_view
 
 
 def random_logits(seed: int, peers: int, rows: int, classes: int, scale: float) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [scale * torch.randn(rows, classes, generator=generator) for _ in range(peers)]
-
-
-def even(logits: Tensor) -> Tensor:
-    """Label weights [B, C], all the same."""
-    return torch.full_like(logits, 1 / logits.shape[1], dtype=torch.float32)
 
 
 cases = given(
@@ -45,7 +40,7 @@ def test_dml_from_means_is_the_pairwise_loss(
     logits = random_logits(seed, peers, rows, classes, scale)
     distiller = build_distiller(DistillConfig(temperature=temperature))
     own = logits[0].clone().requires_grad_()
-    loss = distiller.loss(own, even(own), heard_by(0, [distiller.say(each, even(each)) for each in logits]))
+    loss = distiller.loss(own_view(own), heard_by(0, [distiller.say(own_view(each)) for each in logits]))
     (gradient,) = torch.autograd.grad(loss, own)
     expected, expected_gradient = textbook.mutual_learning(logits, 0, temperature)
     torch.testing.assert_close(loss.detach().double(), expected, rtol=1e-5, atol=1e-5 * temperature**2)
@@ -60,7 +55,7 @@ def test_dml_is_zero_between_equals_and_blind_to_shifts(
     (logits,) = random_logits(seed, 1, rows, classes, scale)
     distiller = build_distiller(DistillConfig(temperature=temperature))
     own = (logits + 3.0).requires_grad_()
-    loss = distiller.loss(own, even(own), heard_by(0, [distiller.say(logits, even(logits))] * peers))
+    loss = distiller.loss(own_view(own), heard_by(0, [distiller.say(own_view(logits))] * peers))
     loss.backward()
     assert own.grad is not None
     assert loss.item() == pytest.approx(0, abs=2e-5 * temperature**2)
@@ -73,7 +68,7 @@ def test_gradient_keeps_its_scale_when_the_temperature_grows() -> None:
     for temperature in (20.0, 40.0):
         distiller = build_distiller(DistillConfig(temperature=temperature))
         own = logits[0].clone().requires_grad_()
-        distiller.loss(own, even(own), heard_by(0, [distiller.say(each, even(each)) for each in logits])).backward()
+        distiller.loss(own_view(own), heard_by(0, [distiller.say(own_view(each)) for each in logits])).backward()
         assert own.grad is not None
         sizes.append(own.grad.norm().item())
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
@@ -85,8 +80,8 @@ def test_messages_and_losses_are_float32_even_under_autocast(name: DistillerName
     distiller = build_distiller(DistillConfig(distiller=name))
     logits = [each.to(dtype).requires_grad_() for each in random_logits(1, 3, 4, 5, 2.0)]
     with torch.autocast("cpu", torch.bfloat16):
-        messages = [distiller.say(each, even(each)) for each in logits]
-        loss = distiller.loss(logits[0], even(logits[0]), heard_by(0, messages))
+        messages = [distiller.say(own_view(each)) for each in logits]
+        loss = distiller.loss(own_view(logits[0]), heard_by(0, messages))
     assert loss.dtype == torch.float32
     assert loss.shape == ()
     assert all(t.dtype == torch.float32 and not t.requires_grad for m in messages for t in m.values())
@@ -96,22 +91,22 @@ def test_messages_and_losses_are_float32_even_under_autocast(name: DistillerName
 def test_a_lone_peer_has_no_loss(name: DistillerName) -> None:
     distiller = build_distiller(DistillConfig(distiller=name))
     logits = random_logits(2, 1, 4, 5, 1.0)[0].requires_grad_()
-    loss = distiller.loss(logits, even(logits), heard_by(0, [distiller.say(logits, even(logits))]))
+    loss = distiller.loss(own_view(logits), heard_by(0, [distiller.say(own_view(logits))]))
     assert loss.item() == 0
     assert not loss.requires_grad
 
 
 def test_independent_peers_say_nothing() -> None:
     distiller = build_distiller(DistillConfig(distiller="none"))
-    assert distiller.say(torch.ones(2, 3), torch.ones(2, 3) / 3) == {}
+    assert distiller.say(own_view(torch.ones(2, 3))) == {}
     assert distiller.reduce == "mean"
 
 
 def test_extreme_logits_give_finite_messages_and_infinite_ones_are_reported() -> None:
     distiller = build_distiller(DistillConfig())
-    extreme = distiller.say(torch.tensor([[1e4, -1e4, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]]))
+    extreme = distiller.say(own_view(torch.tensor([[1e4, -1e4, 0.0]])))
     assert all(torch.isfinite(tensor).all() for tensor in extreme.values())
-    infinite = distiller.say(torch.tensor([[0.0, 1.0, float("-inf")]]), torch.tensor([[1.0, 0.0, 0.0]]))
+    infinite = distiller.say(own_view(torch.tensor([[0.0, 1.0, float("-inf")]])))
     heard = Exchange(None, "cpu").start(infinite, control=Control(step=0)).wait()
     assert heard.control.nonfinite == 1
 

@@ -4,6 +4,8 @@ Five processes run every case once in groups of the first 2, 3 and 5 ranks; the 
 heard.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from metamixer_ray.distill import (
     PeersDisagree,
     PeersDrifted,
     Reduce,
+    learnt_by,
 )
 from metamixer_ray.distill.config import DistillerName
 from metamixer_ray.distill.control import CONTROL_FLOATS
@@ -25,11 +28,14 @@ from tests.distill.conversation import (
     GRID,
     GROUPS,
     KINDS,
+    LEARNING,
     ROWS,
     TEMPERATURES,
     TEXTBOOKS,
     converse,
+    embedding_of,
     features_of,
+    learning_distiller,
     logits_of,
     own_tensor,
     targets_of_all,
@@ -71,6 +77,56 @@ def test_the_collective_decoupled_loss_is_the_textbook_loss(conversation: Any, p
         loss, gradient = textbook.decoupled(logits[rank], teacher, targets, 3.0, alpha=0.7, beta=3.0)
         torch.testing.assert_close(got["loss"].double(), loss, rtol=2e-6, atol=1e-6)
         torch.testing.assert_close(got["gradient"].double(), gradient, rtol=1e-5, atol=2e-7)
+
+
+def views_of(name: str, peers: int) -> list[textbook.View]:
+    learnt = [learnt_by(learning_distiller(LEARNING[name], peer, peers)) for peer in range(peers)]
+    return [
+        textbook.View(logits_of(peer), embedding_of(peer), dict(module.named_parameters()) if module else {})
+        for peer, module in enumerate(learnt)
+    ]
+
+
+def textbook_loss(name: str, views: Sequence[textbook.View], own: int | None) -> torch.Tensor:
+    """Of the peer ``own``, or of all together for mcl."""
+    config = LEARNING[name]
+    if name == "mcl":
+        weights = (config.vcl_weight, config.icl_weight, config.soft_vcl_weight, config.soft_icl_weight)
+        how = (config.temperature, config.contrast_temperature, weights)
+        return textbook.mutual_contrast(views, targets_of_all(), own, *how)
+    assert own is not None
+    if name == "okddip":
+        return textbook.diverse_peers(views, own, config.temperature)
+    return textbook.gated_teaching(views, targets_of_all(), own, config.temperature)
+
+
+@each_group
+@pytest.mark.parametrize("name", LEARNING)
+def test_what_distillers_learn_themselves_has_the_textbook_gradients(conversation: Any, peers: int, name: str) -> None:
+    views = views_of(name, peers)
+    for rank in range(peers):
+        loss, gradients = textbook.with_gradients(partial(textbook_loss, name, own=rank), views, rank)
+        if name == "mcl":
+            # Each peer learns as if one backward pass went through the sum over all of them.
+            _, gradients = textbook.with_gradients(partial(textbook_loss, name, own=None), views, rank)
+        got = conversation[rank][peers]["learning"][name]
+        assert not got["carries_gradient"]
+        torch.testing.assert_close(got["loss"].double(), loss, rtol=1e-5, atol=1e-6)
+        wanted = {"logits": gradients.logits, "embedding": gradients.embedding, **gradients.parameters}
+        found = {"logits": got["gradient"], "embedding": got["embedding"], **got["parameters"]}
+        assert found.keys() == wanted.keys()
+        for which, gradient in wanted.items():
+            mine = torch.zeros_like(gradient) if found[which] is None else found[which].double()
+            torch.testing.assert_close(mine, gradient, rtol=1e-4, atol=1e-6)
+        learning = {which for which, gradient in wanted.items() if gradient.abs().max() > 1e-4}
+        if name == "mcl":
+            assert learning == wanted.keys() - {"logits"}
+        elif name == "okddip" and rank == peers - 1:
+            assert learning == {"logits"}
+        elif name == "okddip" and peers == 2:
+            assert learning == set()  # the only auxiliary has none but itself to attend to
+        else:
+            assert learning == wanted.keys()
 
 
 @each_group

@@ -72,7 +72,7 @@ def test_logits_of_any_size_have_shares(scale: float) -> None:
     torch.testing.assert_close(shares.sum(1), torch.ones(8), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("distiller", ["none", "dml"])
+@pytest.mark.parametrize("distiller", ["none", "dml", "okddip", "mcl"])
 def test_decoupling_needs_a_teacher(distiller: str) -> None:
     with pytest.raises(ConfigError, match=r"--divergence dkd needs a teacher.*--distiller ensemble"):
         DistillConfig(distiller=distiller, divergence="dkd")  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """The losses as their papers write them: pairwise, from every peer's own tensors, in float64."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -107,6 +108,115 @@ def _best_mean(logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
     )
     best: np.ndarray = found.x @ logits
     return best
+
+
+@dataclass
+class View:
+    """All that a peer has of a batch: logits [B, C], embeddings [B, W], and the parameters of its distiller."""
+
+    logits: Tensor
+    embedding: Tensor
+    parameters: Mapping[str, Tensor]
+
+    def projected(self, name: str) -> Tensor:
+        """The linear layer ``name`` of the embeddings."""
+        return linear(self.embedding, self.parameters, name)
+
+
+def linear(x: Tensor, parameters: Mapping[str, Tensor], name: str) -> Tensor:
+    y = x @ parameters[f"{name}.weight"].T
+    return y + parameters[f"{name}.bias"] if f"{name}.bias" in parameters else y
+
+
+def with_gradients(loss: Callable[[Sequence[View]], Tensor], views: Sequence[View], own: int) -> tuple[Tensor, View]:
+    """The loss in float64, and its gradients into all that the peer ``own`` has (zeros where there are none)."""
+    doubled = [
+        View(v.logits.double(), v.embedding.double(), {k: p.detach().double() for k, p in v.parameters.items()})
+        for v in views
+    ]
+    mine = doubled[own]
+    leaves = [mine.logits, mine.embedding, *mine.parameters.values()]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    value = loss(doubled)
+    gradients = torch.autograd.grad(value, leaves, allow_unused=True)
+    filled = [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)]
+    return value.detach(), View(filled[0], filled[1], dict(zip(mine.parameters, filled[2:], strict=True)))
+
+
+def diverse_peers(views: Sequence[View], own: int, temperature: float) -> Tensor:
+    """OKDDip, network-based, image by image; the last view is the group leader's."""
+    auxiliaries, q = views[:-1], [(v.logits / temperature).softmax(1) for v in views]
+    losses = []
+    for x in range(len(q[0])):
+        if own == len(auxiliaries):
+            alpha = torch.full((len(auxiliaries),), 1 / len(auxiliaries), dtype=torch.float64)
+        else:
+            query = views[own].projected("query")[x]
+            alpha = torch.stack([query @ peer.projected("key")[x] for peer in auxiliaries]).softmax(0)
+        target = sum((a * q[b][x].detach() for b, a in enumerate(alpha)), torch.zeros(()))
+        losses.append((target * (target.log() - q[own][x].log())).sum())
+    return temperature**2 * torch.stack(losses).mean()
+
+
+def gated_teaching(views: Sequence[View], targets: Tensor, own: int, temperature: float) -> Tensor:
+    """ONE's loss between networks: KL from the gated ensemble, and the ensemble's own cross-entropy, image by image."""
+    losses = []
+    for x, weights in enumerate(targets.double()):
+        gate = torch.stack([view.projected("score")[x, 0] for view in views]).softmax(0)
+        ensemble = sum((g * view.logits[x].detach() for g, view in zip(gate, views, strict=True)), torch.zeros(()))
+        teacher, student = (z / temperature for z in (ensemble.detach(), views[own].logits[x]))
+        kl = (teacher.softmax(0) * (teacher.log_softmax(0) - student.log_softmax(0))).sum()
+        losses.append(temperature**2 * kl - (weights * ensemble.log_softmax(0)).sum())
+    return torch.stack(losses).mean()
+
+
+def mutual_contrast(
+    views: Sequence[View],
+    targets: Tensor,
+    own: int | None,
+    temperature: float,
+    tau: float,
+    weights: Sequence[float],
+) -> Tensor:
+    """MCL, image by image: its sum over all peers and pairs of them, or of that what the peer ``own`` learns by.
+
+    ``weights`` are of VCL, ICL, soft VCL and soft ICL.
+    """
+    heads = []
+    for view in views:
+        hidden = view.projected("head.0").clamp_min(0)
+        raw = linear(hidden, view.parameters, "head.2")
+        heads.append(raw / raw.square().sum(1, keepdim=True).sqrt())
+    labels = targets.argmax(1).tolist()
+
+    def alike(i: int, j: int) -> Tensor:
+        return heads[i] @ heads[j].T / tau
+
+    def contrast(i: int, j: int) -> Tensor:
+        costs, energies = [], alike(i, j).exp()
+        for x, label in enumerate(labels):
+            others = [y for y in range(len(labels)) if y != x]
+            positives = [y for y in others if labels[y] == label]
+            if positives:
+                costs.append(-(energies[x, positives] / energies[x, others].sum()).log().mean())
+        return torch.stack(costs).mean()
+
+    def kl(teacher: Tensor, student: Tensor) -> Tensor:
+        p, q = (teacher.detach() / temperature).softmax(1), (student / temperature).softmax(1)
+        return temperature**2 * (p * (p.log() - q.log())).sum(1).mean()
+
+    vcl, icl, soft_vcl, soft_icl = weights
+    loss = torch.zeros((), dtype=torch.float64)
+    for i in range(len(views)):
+        if own in (None, i):
+            loss = loss + vcl * contrast(i, i)
+        for j in range(len(views)):
+            if i != j and own in (None, i):
+                loss = loss + soft_vcl * kl(alike(j, j), alike(i, i))
+            if i != j and own in (None, i, j):
+                loss = loss + icl * contrast(i, j) + soft_icl * kl(alike(j, i), alike(i, j))
+    return loss
 
 
 def attention_map(maps: Tensor, grid: int) -> Tensor:

@@ -177,6 +177,8 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | No
         ({"replicas": 0}, "--replicas"),
         ({"keep_checkpoints": 0}, "--keep-checkpoints"),
         ({"peers": ["resnet8"]}, "--distiller dml"),
+        ({"peers": ["resnet8"], "distiller": "okddip"}, "--distiller okddip needs at least three --peers"),
+        ({"peers": ["resnet8"] * 2, "distiller": "okddip"}, "--distiller okddip needs at least three --peers"),
         ({"epochs": 5, "off_epochs": 5}, "--off-epochs 5"),
         ({"epochs": 5, "kd_warmup_epochs": 6}, "--kd-warmup-epochs 6"),
         ({"peer_labels": ["a=b"]}, "--peer-labels"),
@@ -208,6 +210,7 @@ def test_what_cannot_work_is_refused_before_anything_starts(wrong: dict[str, Any
     [
         {},
         {"peers": ["resnet8"], "distiller": "none"},
+        {"peers": ["resnet8"] * 3, "distiller": "okddip"},
         {"epochs": 5, "off_epochs": 5, "mixer": "none"},
         {"momentum": 0, "nesterov": False},
         {"momentum": 0, "optimizer": "adamw"},

@@ -14,6 +14,7 @@ from metamixer_ray.distill import (
     EXCHANGE_DTYPES,
     Control,
     Exchange,
+    Own,
     build_distiller,
     feature_statistics,
     statistics_message,
@@ -33,6 +34,9 @@ KINDS = [
     {"statistics": "attention", "statistics_weight": 1.0, "exchange_dtype": "bf16"},
     {"distiller": "kdcl-naive", "statistics": "attention", "statistics_weight": 1.0},
     {"distiller": "kdcl-minlogit", "statistics": "attention", "statistics_weight": 1.0},
+    {"distiller": "okddip", "statistics": "attention", "statistics_weight": 1.0, "projection_dim": 5},
+    {"distiller": "mcl", "statistics": "none"},
+    {"distiller": "ensemble-gated", "statistics": "none"},
 ]
 STAGES = 3
 LINK = Link(bandwidth=1e9, latency=1e-5)
@@ -49,12 +53,14 @@ def count_bytes(peers: int) -> list[float]:
         config = config_of(peers, kind).distillation
         for rows, classes in SHAPES:
             exchange = Exchange(dist.group.WORLD, "cpu", EXCHANGE_DTYPES[config.exchange_dtype])
-            distiller = build_distiller(config)
             # Features as wide and large as they come: what is said of them doesn't depend on it.
             width = 4 + 3 * dist.get_rank()
+            distiller = build_distiller(config, width=width, leads=dist.get_rank() + 1 == peers)
             features = [torch.rand(rows, width, 8, 8) for _ in range(STAGES)]
             statistics = feature_statistics(features, config.statistics, grid=config.statistics_grid)
-            said = distiller.say(torch.rand(rows, classes), torch.full((rows, classes), 1 / classes))
+            targets = torch.full((rows, classes), 1 / classes)
+            own = Own(logits=torch.rand(rows, classes), targets=targets, embedding=torch.rand(rows, width))
+            said = distiller.say(own)
             beside = statistics_message(statistics)
             exchange.start(said, control=Control(step=0), reduce=distiller.reduce, beside=beside).wait()
             counted.append(exchange.cost().bytes_per_step)
