@@ -1,143 +1,112 @@
 """Score a trained run again: ``python -m metamixer_ray.evaluate RUN [--data ...]``.
 
-Gives the numbers that the training reported, or those on other data of the same classes.
+Gives the numbers that the training reported, or those on other data of the same classes; with more on request: figures
+of what stands behind the numbers, and scores on spoilt images.
 """
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
 
 import torch
 import tyro
 
 from metamixer_ray.cli import run_command
-from metamixer_ray.config import TrainConfig
-from metamixer_ray.data import DataConfig, ImageSet, eval_batches, load_splits
-from metamixer_ray.errors import ConfigError, DataError
-from metamixer_ray.evaluation import ScoreSums, probabilities_of
+from metamixer_ray.data import Batch, eval_batches
+from metamixer_ray.data.corruptions import Corruption, common_corruptions, severity_of
+from metamixer_ray.evaluation import predictions
 from metamixer_ray.folder import RunFolder
-from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.precision import resolve_precision
-from metamixer_ray.preparation import build_peers
-from metamixer_ray.reporting import peer_names
-from metamixer_ray.restoring import load_trained
-from metamixer_ray.runs import RUN, read_config, storage_of
-from metamixer_ray.tracking.summary import score_table
+from metamixer_ray.tally import Tally
+from metamixer_ray.tracking.summary import percent, score_table
+from metamixer_ray.trained import RunOptions, TrainedRun, find_run, open_trained
 from metamixer_ray.worker import EVALUATION_BATCH
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(RunOptions):
     """Score a trained run's peers and their ensemble: on its own test split, or on other data of the same classes."""
 
-    run: Annotated[str, tyro.conf.Positional]
-    """The run: its folder or URI, or its name in the default storage."""
-    data: str | None = None
-    """Other data, named like --data in training: its test part, or all of it where no part is named so. Default: the
-    run's."""
-    image_column: str | None = None
-    """Parquet column with the images; found by its type when there is only one."""
-    label_column: str | None = None
-    """Parquet column with the integer labels; found by its type when there is only one."""
-    data_root: str | None = None
-    """Folder that already holds a named torchvision set."""
+    corruptions: bool = False
+    """Score on spoilt images too: blur, noise, contrast, JPEG, each at one severity."""
+    report: str | None = None
+    """Folder or URI for evaluation.json and figures: accuracy by class, calibration, agreement between peers."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
     json: bool = False
-    """Print JSON instead of a table."""
-
-    def dataset(self, image_size: int) -> DataConfig | None:
-        """The other data, brought to the size that the networks were trained on; None for the run's own."""
-        if self.data is None:
-            return None
-        return DataConfig(
-            data=self.data,
-            image_column=self.image_column,
-            label_column=self.label_column,
-            data_root=self.data_root,
-            image_size=image_size,
-        )
+    """Print JSON instead of a table; it holds all that the figures show."""
 
 
 def evaluate_run(
     folder: RunFolder, options: EvaluateOptions | None = None, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """Scores of a run's peers and ensemble: ``{"peers": [...], "ensemble": ..., "agreement": ...}`` as in summary.json.
+    """Scores of a run's peers and ensemble, fractions as in summary.json, and what stands behind them.
+
+    Returns:
+        ``images``, ``peers``, ``ensemble``, ``agreement`` as :meth:`Tally.scores` gives them, the keys of
+        :meth:`Tally.details`, the ``run`` and the ``split``. With ``options.corruptions`` also ``severity``, and
+        ``corruptions``: by name the ``setting``, scores as above, and in each of them ``relative_drop``, the fraction
+        of the top-1 on clean images that is lost (None where there was none).
 
     Args:
-        options: which data, if not the run's own test split. Images are normalised as in training.
+        options: which data, if not the run's own test split, and what else to score. Images are normalised as in
+            training.
 
     Raises:
         UserError: no such run, no checkpoint, or data that doesn't fit.
     """
-    config, facts = read_config(folder), folder.read_json(RUN)
-    if config is None or facts is None:
-        raise ConfigError(
-            f"there is no run in {folder}: give a run's folder, or its name in {storage_of(TrainConfig())}"
-        )
-    other = options.dataset(facts["image_size"]) if options else None
-    splits = load_splits(other or config.dataset, scored_only=other is not None)
-    if other is None and splits.fingerprint != facts["data_fingerprint"]:
-        raise DataError(
-            f"--data: the images of the run have changed since it was trained ({config.dataset.data}), so its scores "
-            "would be others; give --data explicitly to score those that are there now"
-        )
-    if list(splits.classes) != facts["classes"]:
-        raise DataError(
-            f"--data {other and other.data}: its classes are {', '.join(splits.classes)[:200]}; the run was trained on "
-            f"{', '.join(facts['classes'])[:200]}: give data with the same classes in the same order"
-        )
-    networks = build_peers(config, classes=len(facts["classes"]), image_size=facts["image_size"])
-    load_trained(networks, folder, None)
-    # What a sweep's trial must not see is not shown here either.
-    images = splits.test if other else splits.watched(tested=config.test)
-    return _score(config, networks, images, tuple(facts["mean"]), tuple(facts["std"]), torch.device(device))
+    run, device = open_trained(folder, options), torch.device(device)
+    for network in run.networks:
+        network.to(device)
+    tally = _count(run, device)
+    clean = tally.scores(run.names)
+    found = {"run": folder.name, "split": run.split, **clean, **tally.details(run.classes)}
+    if options and options.corruptions:
+        found["severity"] = severity_of(run.image_size)
+        found["corruptions"] = {
+            corruption.name: {
+                "setting": corruption.setting,
+                **_with_drops(_count(run, device, corruption).scores(run.names), clean),
+            }
+            for corruption in common_corruptions(run.image_size)
+        }
+    return found
 
 
-@torch.inference_mode()
-def _score(
-    config: TrainConfig,
-    networks: Sequence[StagedNetwork],
-    scored: ImageSet,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    device: torch.device,
-) -> dict[str, Any]:
-    precision = resolve_precision(config.precision, device)
-    sums = [ScoreSums(device) for _ in networks]
-    together = ScoreSums(device)
-    agreed = images = 0
-    for network in networks:
-        network.to(device).eval()
-    for batch in eval_batches(scored, batch_size=EVALUATION_BATCH, replica=0, replicas=1):
-        labels, pixels = batch.labels.to(device), batch.images.to(device)
-        each = torch.stack([probabilities_of(n, pixels, mean, std, precision) for n in networks])
-        for peer_sums, probabilities in zip(sums, each, strict=True):
-            peer_sums.add(probabilities, labels)
-        together.add(each.mean(dim=0), labels)
-        predictions = each.argmax(dim=2)
-        agreed += int((predictions == predictions[0]).all(dim=0).sum())
-        images += len(labels)
-    several = len(networks) > 1
+def _count(run: TrainedRun, device: torch.device, corruption: Corruption | None = None) -> Tally:
+    tally = Tally(len(run.networks), len(run.classes), device)
+    batches: Iterable[Batch] = eval_batches(run.images, batch_size=EVALUATION_BATCH, replica=0, replicas=1)
+    told = predictions(
+        run.networks,
+        batches if corruption is None else _spoilt(batches, corruption),
+        mean=run.mean,
+        std=run.std,
+        device=device,
+        precision=resolve_precision(run.config.precision, device),
+    )
+    for each, labels in told:
+        tally.add(each, labels)
+    return tally
+
+
+def _spoilt(batches: Iterable[Batch], corruption: Corruption) -> Iterator[Batch]:
+    for batch in batches:
+        yield replace(batch, images=corruption.apply(batch.images, batch.indices))
+
+
+def _with_drops(scores: dict[str, Any], clean: dict[str, Any]) -> dict[str, Any]:
+    def dropped(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+        lost = (before["top1"] - now["top1"]) / before["top1"] if before["top1"] else None
+        return {**now, "relative_drop": lost}
+
     return {
-        "images": images,
-        "peers": [
-            {"name": name, **asdict(peer_sums.scores())}
-            for name, peer_sums in zip(peer_names(config.peers), sums, strict=True)
-        ],
-        "ensemble": asdict(together.scores()) if several else None,
-        "agreement": agreed / images if several else None,
+        **scores,
+        "peers": [dropped(now, before) for now, before in zip(scores["peers"], clean["peers"], strict=True)],
+        "ensemble": dropped(scores["ensemble"], clean["ensemble"]) if clean["ensemble"] else None,
     }
-
-
-def find_run(text: str) -> RunFolder:
-    """The folder that ``text`` means: a path or URI, else a name in the default storage."""
-    if "://" in text or Path(text).expanduser().exists():
-        return RunFolder(text)
-    return storage_of(TrainConfig()).inside(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,24 +117,68 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = options.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        target = None
+        if options.report is not None:
+            target = RunFolder(options.report, option="--report")
+            target.create()
         scores = evaluate_run(find_run(options.run), options, device)
         print(json.dumps(scores, indent=2) if options.json else as_table(scores))
+        if target is not None:
+            write_report(target, scores)
+            print(f"report    {target}", file=sys.stderr if options.json else sys.stdout)
 
     return run_command(body, argv)
 
 
+def write_report(folder: RunFolder, scores: dict[str, Any]) -> None:
+    """Write ``evaluation.json`` and the figures that ``scores`` (of :func:`evaluate_run`) give."""
+    # matplotlib takes a moment, which the plain command need not wait for.
+    from metamixer_ray.tracking.figures import evaluation_figures, figure_png
+
+    folder.write_json("evaluation.json", scores)
+    for name, figure in evaluation_figures(scores).items():
+        folder.write(f"{name}.png", figure_png(figure))
+
+
 def as_table(scores: dict[str, Any]) -> str:
     """The scores as aligned columns."""
-    header, lines = score_table({**scores, "epoch": 0})
-    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-    table = [
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for line in [header, *lines]
-    ]
     tail = f"{scores['images']} images"
     if scores["agreement"] is not None:
-        tail += f"; the peers agree on {100 * scores['agreement']:.2f} %"
-    return "\n".join([*table, tail])
+        tail += f"; the peers agree on {percent(scores['agreement'])} %"
+    parts = [_aligned(*score_table({**scores, "epoch": 0})), tail]
+    if "corruptions" in scores:
+        parts += ["", *_corruption_lines(scores)]
+    return "\n".join(parts)
+
+
+def _corruption_lines(scores: dict[str, Any]) -> list[str]:
+    corruptions = scores["corruptions"]
+    several = scores["ensemble"] is not None
+
+    def of(found: dict[str, Any]) -> list[dict[str, Any]]:
+        return [*found["peers"], *([found["ensemble"]] if several else [])]
+
+    def cells(top1: float, lost: float | None) -> list[str]:
+        return [percent(top1), "" if lost is None else f"({0.0 - 100 * lost:+.1f} %)"]
+
+    lines = []
+    for at, (before, *after) in enumerate(zip(of(scores), *(of(found) for found in corruptions.values()), strict=True)):
+        drops = [now["relative_drop"] for now in after]
+        average = cells(fmean(now["top1"] for now in after), None if None in drops else fmean(drops))
+        name = scores["peers"][at]["name"] if at < len(scores["peers"]) else "ensemble"
+        pairs = [cells(now["top1"], now["relative_drop"]) for now in after]
+        lines.append([name, percent(before["top1"]), *(cell for pair in [*pairs, average] for cell in pair)])
+    header = ["top-1 %", "clean", *(cell for name in (*corruptions, "mean") for cell in (name, ""))]
+    settings = "; ".join(f"{name}: {found['setting']}" for name, found in corruptions.items())
+    return [_aligned(header, lines), f"{scores['severity']}: {settings}; in brackets the change relative to clean"]
+
+
+def _aligned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
+        for line in [header, *lines]
+    )
 
 
 if __name__ == "__main__":

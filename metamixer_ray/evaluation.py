@@ -4,7 +4,7 @@ Ranks of one replica index score the same images; what an ensemble needs of the 
 the cost does not grow with the number of peers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,17 @@ class Scores:
     nll: float
     ece: float
     """Expected calibration error with 15 equal-width bins (Guo et al. 2017, eq. 3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """What a reliability diagram shows (Guo et al. 2017, fig. 1): images in equal-width bins of confidence."""
+
+    images: list[int]
+    confidence: list[float | None]
+    """Mean confidence in each bin; None in an empty one."""
+    accuracy: list[float | None]
+    """Fraction of the bin's images that are classified rightly; None in an empty one."""
 
 
 class ScoreSums:
@@ -61,6 +72,15 @@ class ScoreSums:
         ece = (confidence - hits).abs().sum().item() / images
         return Scores(top1=top1 / images, top5=top5 / images, nll=nll / images, ece=ece)
 
+    def reliability(self) -> Reliability:
+        """Confidence and accuracy in the bins of the calibration error."""
+        images, confidence, hits = self.sums[4:].view(3, ECE_BINS).tolist()
+        return Reliability(
+            images=[int(n) for n in images],
+            confidence=[c / n if n else None for c, n in zip(confidence, images, strict=True)],
+            accuracy=[h / n if n else None for h, n in zip(hits, images, strict=True)],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -84,6 +104,33 @@ def probabilities_of(
 
 
 @torch.inference_mode()
+def predictions(
+    networks: Sequence[nn.Module],
+    batches: Iterable[Batch],
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device,
+    precision: str,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What ``networks``, which are on ``device``, say of each batch: probabilities float32 [N, B, C], labels int64 [B].
+
+    They are in evaluation mode meanwhile, and back in the mode they were in afterwards.
+    """
+    modes = [network.training for network in networks]
+    try:
+        for network in networks:
+            network.eval()
+        for batch in batches:
+            images = batch.images.to(device)
+            each = [probabilities_of(network, images, mean, std, precision) for network in networks]
+            yield torch.stack(each), batch.labels.to(device)
+    finally:
+        for network, mode in zip(networks, modes, strict=True):
+            network.train(mode)
+
+
+@torch.inference_mode()
 def evaluate(
     network: nn.Module,
     batches: Iterable[Batch],
@@ -94,17 +141,11 @@ def evaluate(
     device: torch.device,
     precision: str,
 ) -> Evaluation:
-    """Score ``network`` on ``batches``, which must be the same on all ranks of one replica index.
-
-    The network is in evaluation mode meanwhile, and back in the mode it was in afterwards.
-    """
+    """Score ``network`` on ``batches``, which must be the same on all ranks of one replica index."""
     own, together = ScoreSums(device), ScoreSums(device)
     agreed = torch.zeros(1, dtype=torch.float64, device=device)
-    was_training = network.training
-    network.eval()
-    for batch in batches:
-        labels = batch.labels.to(device)
-        probabilities = probabilities_of(network, batch.images.to(device), mean, std, precision)
+    told = predictions([network], batches, mean=mean, std=std, device=device, precision=precision)
+    for (probabilities,), labels in told:
         own.add(probabilities, labels)
         if mesh.peer_group is not None:
             prediction = probabilities.argmax(dim=1)
@@ -114,7 +155,6 @@ def evaluate(
             extremes = torch.stack([prediction, -prediction])
             dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=mesh.peer_group)
             agreed += (extremes[0] == -extremes[1]).sum()
-    network.train(was_training)
     if mesh.replica_group is not None:
         for sums in (own.sums, together.sums, agreed):
             dist.all_reduce(sums, group=mesh.replica_group)

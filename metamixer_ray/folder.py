@@ -13,16 +13,20 @@ from metamixer_ray.tracking import files
 class RunFolder:
     """Files of one run under ``uri`` (a path, or s3://, gs://, ...).
 
+    Args:
+        option: the option that named it, for messages.
+
     Raises:
         ConfigError: a URI that pyarrow doesn't know.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, option: str = "--storage") -> None:
+        self.option = option
         self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
         try:
             self.filesystem, root = fs.FileSystem.from_uri(self.uri if "://" in self.uri else Path(self.uri).as_uri())
         except Exception as error:
-            raise ConfigError(f"--storage {uri}: {error}") from None
+            raise ConfigError(f"{option} {uri}: {error}") from None
         self.root = root.rstrip("/")
 
     @property
@@ -42,7 +46,7 @@ class RunFolder:
         """A folder in this one."""
         # A URI may end in a query, such as the endpoint of an S3-compatible server.
         path, mark, query = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
-        return RunFolder(f"{path.rstrip('/')}/{name}{mark}{query}")
+        return RunFolder(f"{path.rstrip('/')}/{name}{mark}{query}", self.option)
 
     def path(self, name: str) -> str:
         """A file's path on :attr:`filesystem`."""
@@ -57,7 +61,7 @@ class RunFolder:
         try:
             self.filesystem.create_dir(self.root, recursive=True)
         except OSError as error:
-            raise ConfigError(f"--storage {self.uri} can't be written: {error}") from None
+            raise ConfigError(f"{self.option} {self.uri} can't be written: {error}") from None
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder is in it."""

@@ -1,10 +1,19 @@
-"""Which images ``evaluate --data`` takes: the test part, or all where no part is named so; never any to train on."""
+"""Which images ``evaluate`` takes (``--data``: the test part, or all where no part is named so), and what it finds."""
 
+import json
 from pathlib import Path
 
-from metamixer_ray.data import load_splits
-from metamixer_ray.evaluate import EvaluateOptions
+import pytest
+import torch
+from torch import Tensor
+
+from metamixer_ray.data import Splits, load_splits
+from metamixer_ray.data.corruptions import common_corruptions
+from metamixer_ray.evaluate import EvaluateOptions, as_table, evaluate_run, main
+from metamixer_ray.folder import RunFolder
+from metamixer_ray.networks import StagedNetwork
 from tests.data.drawing import class_folders, drawn_set
+from tests.spine.run_folder import make_run
 
 
 def images_of(data: Path | str, size: int = 8) -> int:
@@ -40,3 +49,63 @@ def test_trees_with_and_without_parts(tmp_path: Path) -> None:
 def test_named_sets_and_functions_have_their_own_test_part() -> None:
     assert images_of("digits", 16) == 359
     assert images_of("tests.e2e.own_parts:stripes", 16) > 0
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, list[StagedNetwork], Splits]:
+    return make_run(tmp_path_factory.mktemp("runs") / "two", "resnet8", "tests.spine.networks:tiny")
+
+
+def top1(network: torch.nn.Module, splits: Splits, images: Tensor) -> float:
+    with torch.inference_mode():
+        inputs = (images.float() / 255 - torch.tensor(splits.mean).view(3, 1, 1)) / torch.tensor(splits.std).view(
+            3, 1, 1
+        )
+        return float((network(inputs).argmax(1) == splits.test.labels).double().mean())
+
+
+def test_scores_and_drops_are_those_of_the_networks(two: tuple[RunFolder, list[StagedNetwork], Splits]) -> None:
+    folder, networks, splits = two
+    found = evaluate_run(folder, EvaluateOptions(run="two", corruptions=True))
+    everything = torch.arange(len(splits.test))
+    images = splits.test.take(everything)
+    spoilt = {c.name: c.apply(images, everything) for c in common_corruptions(8)}
+    assert list(found["corruptions"]) == ["blur", "noise", "contrast", "jpeg"]
+    for peer, network in enumerate(networks):
+        clean = top1(network, splits, images)
+        assert found["peers"][peer]["top1"] == pytest.approx(clean, abs=0.003)
+        for name, changed in spoilt.items():
+            now = found["corruptions"][name]["peers"][peer]
+            assert now["top1"] == pytest.approx(top1(network, splits, changed), abs=0.003)
+            assert now["relative_drop"] == pytest.approx(1 - now["top1"] / found["peers"][peer]["top1"])
+    assert sum(row["images"] for row in found["per_class"]) == found["images"] == len(splits.test)
+    assert found["pairwise_agreement"][0][1] == found["agreement"]
+    table = as_table(found)
+    assert "ensemble" in table
+    assert "severity 3 of CIFAR-10-C: blur" in table
+    assert f"({-100 * found['corruptions']['blur']['peers'][0]['relative_drop']:+.1f} %)" in table
+
+
+def test_a_report_has_everything_that_was_found(
+    two: tuple[RunFolder, list[StagedNetwork], Splits], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(two[0]), "--report", str(tmp_path / "report"), "--json", "--device", "cpu"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "report" / "evaluation.json").read_text()) == said
+    assert said["split"] == "digits, test split"
+    assert {p.name for p in (tmp_path / "report").glob("*.png")} == {
+        "agreement.png",
+        "calibration.png",
+        "per_class.png",
+    }
+    (tmp_path / "file").touch()
+    assert main([str(two[0]), "--report", str(tmp_path / "file" / "report")]) == 2
+    assert "--report" in capsys.readouterr().err
+
+
+def test_a_single_peer_has_neither_ensemble_nor_agreement(tmp_path: Path) -> None:
+    folder, _, _ = make_run(tmp_path / "one", "tests.spine.networks:tiny")
+    found = evaluate_run(folder, EvaluateOptions(run="one", corruptions=True))
+    assert (found["ensemble"], found["agreement"], found["pairwise_agreement"]) == (None, None, [[1.0]])
+    assert found["corruptions"]["jpeg"]["ensemble"] is None
+    assert "ensemble" not in as_table(found)
