@@ -45,7 +45,11 @@ class ServedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] -> probabilities float32 [N, C]."""
-        scaled = images.permute(0, 3, 1, 2).to(torch.float32) / 255
+        return self.probabilities(images.permute(0, 3, 1, 2))
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """uint8 [N, 3, H, W] -> probabilities float32 [N, C]."""
+        scaled = images.to(torch.float32) / 255
         return torch.softmax(self.network((scaled - self.mean) / self.std).float(), dim=1)
 
 
@@ -96,7 +100,7 @@ def export_network(
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             mlflow.pytorch.save_model(
                 served,
                 str(folder),
@@ -145,7 +149,8 @@ def _compact_examples(folder: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Without the warnings and log messages of the exporters, which are about their own workings."""
     loggers = [logging.getLogger(name) for name in ("mlflow", "torch")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

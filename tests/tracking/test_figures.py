@@ -2,16 +2,19 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 from PIL import Image
 
+from metamixer_ray.tally import Tally
 from metamixer_ray.tracking.figures import (
     agreement_curves,
     attention_sheet,
     describe_label,
+    evaluation_figures,
     figure_png,
     learning_curves,
     mixing_sheet,
@@ -135,3 +138,41 @@ def test_labels_in_words_are_sorted_and_complete(weights: list[float]) -> None:
 def test_labels_in_words() -> None:
     assert describe_label({"ship": 0.375, "cat": 0.625, "dog": 0.0}) == "0.62 cat + 0.38 ship"
     assert describe_label([0.0, 1.0], ["cat", "ship"]) == "ship"
+
+
+@pytest.mark.parametrize(("peers", "classes"), [(1, 3), (5, 45)])
+def test_evaluation_figures_show_every_peer(peers: int, classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(classes, (400,), generator=generator)
+    each = torch.randn(peers, 400, classes, generator=generator)
+    each.scatter_add_(2, labels.expand(peers, -1)[:, :, None], 2 * torch.rand(peers, 400, 1, generator=generator))
+    tally = Tally(peers, classes, torch.device("cpu"))
+    tally.add(each.softmax(2), labels)
+    names = [f"peer{i}-net" for i in range(peers)]
+    told = {
+        "run": "r",
+        "split": "digits, test split",
+        **tally.scores(names),
+        **tally.details(list(map(str, range(classes)))),
+    }
+    drops = {"peers": [{**p, "relative_drop": 0.1} for p in told["peers"]], "ensemble": told["ensemble"]}
+    if peers > 1:
+        drops["ensemble"] = {**told["ensemble"], "relative_drop": None}
+    spoilt = {"severity": "severity 3", "corruptions": {"blur": {"setting": "much", **drops}}}
+    figures = evaluation_figures({**told, **spoilt})
+    assert list(figures) == ["per_class", "calibration", *(["agreement"] if peers > 1 else []), "corruptions"]
+    shown = [*names, *(["ensemble"] if peers > 1 else [])]
+    assert [text.rpartition("  ")[0] for text in legend_texts(figures["per_class"])] == shown
+    assert len(figures["per_class"].axes[0].get_yticks()) == min(classes, 40)
+    diagrams = [axes.get_title() for axes in figures["calibration"].axes if axes.get_title()]
+    assert diagrams == shown
+    if peers > 1:
+        cells = [text.get_text() for text in figures["agreement"].axes[0].texts]
+        assert len(cells) == peers**2
+        assert cells[1] == f"{100 * told['pairwise_agreement'][0][1]:.1f}"
+    assert [label.get_text().partition("\n")[0] for label in figures["corruptions"].axes[0].get_xticklabels()] == [
+        "clean",
+        "blur",
+    ]
+    for figure in figures.values():
+        assert min(png_size(figure)) > 200

@@ -50,7 +50,7 @@ def class_accuracies(scores: Scores) -> Figure:
     shown = rows[:MOST_CLASSES]
     # Few classes have room for all dots below each other.
     each = max(0.3, min(0.11 * len(names), _DOTS_HEIGHT / max(len(shown), 1)))
-    width, height = 8.5, 1.5 + each * len(shown) + 0.25 * math.ceil(len(names) / _LEGEND_COLUMNS)
+    width, height = 8.5, 2.4 + each * len(shown) + 0.25 * math.ceil(len(names) / _LEGEND_COLUMNS)
     figure = new_figure(width, height)
     axes = figure.subplots()
     values = 100 * np.array([top1 for _, top1 in shown])
