@@ -159,7 +159,7 @@ def _corruption_lines(scores: dict[str, Any]) -> list[str]:
         return [*found["peers"], *([found["ensemble"]] if several else [])]
 
     def cells(top1: float, lost: float | None) -> list[str]:
-        return [percent(top1), "" if lost is None else f"({0.0 - 100 * lost:+.1f} %)"]
+        return [percent(top1), "" if lost is None else f"({round(-100 * lost, 1) + 0.0:+.1f} %)"]
 
     lines = []
     for at, (before, *after) in enumerate(zip(of(scores), *(of(found) for found in corruptions.values()), strict=True)):

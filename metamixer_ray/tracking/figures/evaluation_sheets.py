@@ -186,7 +186,7 @@ def corruption_chart(scores: Scores) -> Figure:
     lines = ["clean"]
     for name, found in corruptions.items():
         drops = [each["relative_drop"] for each in _each(found)[: len(scores["peers"])]]
-        lost = "" if None in drops else f"\n{0.0 - 100 * np.mean(drops):+.1f} %"
+        lost = "" if None in drops else f"\n{round(-100 * float(np.mean(drops)), 1) + 0.0:+.1f} %"
         lines.append(f"{name}\n{found['setting']}{lost}")
     axes.set_xticks(range(len(lines)), lines)
     axes.set_xlim(-0.5, len(lines) - 0.5)
