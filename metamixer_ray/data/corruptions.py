@@ -1,8 +1,8 @@
 """Common corruptions of test images, each at one severity: blur, noise, contrast, JPEG.
 
-The severities are number 3 of 5 in Hendrycks and Dietterich 2019 (1903.12261): CIFAR-10-C's for images of up to 64 px,
-ImageNet-C's for larger ones. The transforms are torchvision's own, so scores are near those on the published images,
-and not equal to them.
+The parameters are those of severity 3 of 5 of Hendrycks and Dietterich 2019 (1903.12261): CIFAR-10-C's for images of up
+to 64 px, ImageNet-C's for larger ones. The transforms are torchvision's own (contrast is about the grey mean, not that
+of each channel), so scores can be compared with each other, not with those on the published images.
 """
 
 import math
