@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from metamixer_ray.networks import NetworkConfig, build_network
+from metamixer_ray.networks.densenet import densenet
 from metamixer_ray.networks.registry import SMALL_IMAGE_NETWORKS
 
 # name, parameters for 10 and for 100 classes, the published millions (if any) and for how many classes
@@ -36,11 +37,12 @@ PARAMETERS = [
     ("vgg19-cifar", 20_040_522, 20_086_692, None, 10),
     ("vgg16-okd", 15_253_578, 15_299_748, 15.3, 100),
     ("densenet40-12", 1_019_722, 1_060_132, 1.0, 10),
+    ("densenet40-12-okd", 176_122, 188_092, None, 10),
     ("mobilenetv2", 2_296_922, 2_412_212, 2.3, 10),
     ("shufflenetv2", 1_263_854, 1_356_104, 1.26, 10),
 ]
 FAMILIES = ("resnet8", "resnet32-okd", "wrn16-1", "wrn20-8", "vgg11-cifar", "vgg16-okd")
-FAMILIES += ("densenet40-12", "mobilenetv2", "shufflenetv2")
+FAMILIES += ("densenet40-12", "densenet40-12-okd", "mobilenetv2", "shufflenetv2")
 
 
 def build(name: str, *, classes: int = 10, image_size: int = 32) -> nn.Module:
@@ -63,6 +65,13 @@ def test_parameter_counts(name: str, ten: int, hundred: int, published: float | 
         assert abs(count - published) < 10**-digits, "more than one unit of the last published digit away"
 
 
+@pytest.mark.parametrize(("depth", "growth", "published"), [(100, 12, 0.8), (250, 24, 15.3), (190, 40, 25.6)])
+def test_compact_densenets_have_the_published_size(depth: int, growth: int, published: float) -> None:
+    with torch.device("meta"):
+        network = densenet(10, depth=depth, growth=growth, compact=True)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == published
+
+
 def test_every_network_has_its_count_tested() -> None:
     assert {row[0] for row in PARAMETERS} == set(SMALL_IMAGE_NETWORKS)
 
@@ -77,6 +86,7 @@ def test_every_network_has_its_count_tested() -> None:
         ("wrn16-2", 32, [(32, 32, 32), (64, 16, 16), (128, 8, 8)]),
         ("vgg11-cifar", 32, [(64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2), (512, 1, 1)]),
         ("densenet40-12", 32, [(160, 32, 32), (304, 16, 16), (448, 8, 8)]),
+        ("densenet40-12-okd", 32, [(96, 32, 32), (120, 16, 16), (132, 8, 8)]),
         ("mobilenetv2", 32, [(24, 32, 32), (32, 16, 16), (96, 8, 8), (320, 4, 4)]),
         ("mobilenetv2", 16, [(24, 16, 16), (32, 8, 8), (96, 4, 4), (320, 2, 2)]),
         ("shufflenetv2", 32, [(116, 16, 16), (232, 8, 8), (464, 4, 4)]),
