@@ -60,6 +60,9 @@ class PlanOptions:
     throughput: tuple[float, ...] = ()
     """Images/s that one worker trains on the machines in question, where known: one for all networks, or one for each
     in the order of --peers. Default: measured here."""
+    tflops: float | None = None
+    """Instead of --throughput: what one worker's device sustains in training, in 10^12 floating-point operations per
+    second; far less than its peak, and the less the smaller the network."""
     images: int | None = None
     """Training images, when the data isn't here; with --classes and --image-size. Not needed for named sets."""
     classes: int | None = None
@@ -89,6 +92,11 @@ class PlanOptions:
                 f"--throughput has {len(self.throughput)} values for {several} different networks: "
                 f"give one for all or {several}"
             )
+        if self.tflops is not None:
+            if not 0 < self.tflops < math.inf:
+                raise ConfigError(f"--tflops must be a positive number of TFLOP/s, not {self.tflops}")
+            if self.throughput:
+                raise ConfigError("--tflops and --throughput both say how fast a worker is: give one of them")
         if 1 < self.workers_per_node < self.training.workers and self.bandwidth is None:
             raise ConfigError(
                 f"--workers-per-node {self.workers_per_node} spreads {self.training.workers} workers over several "
@@ -113,8 +121,8 @@ def plan(options: PlanOptions) -> tuple[Estimate, list[tuple[str, str]]]:
     crowd = crowding(config, device)
     cluster = cluster_of(options, measure_link().slower(crowd) if needed else None)
     measured = [cost.timed_rows / cost.step_seconds / crowd for cost in costs]
-    throughput = list(options.throughput) * (len(costs) if len(options.throughput) == 1 else 1) or measured
-    on_gpu = bool(options.throughput) or device.type == "cuda"
+    given = given_throughput(options, costs)
+    on_gpu = bool(given) or device.type == "cuda"
     gpus = 1.0 if config.placement.gpus_per_worker is None else config.placement.gpus_per_worker
     found = estimate(
         config,
@@ -122,7 +130,7 @@ def plan(options: PlanOptions) -> tuple[Estimate, list[tuple[str, str]]]:
         messages(config, rows=epoch.rows, classes=epoch.classes, stages=stages),
         costs,
         cluster,
-        throughput=throughput,
+        throughput=given or measured,
         gpus_per_worker=gpus if on_gpu else 0.0,
     )
     return found, assumptions(options, cluster, costs, device)
@@ -157,6 +165,13 @@ def measure_networks(config: TrainConfig, epoch: Epoch, device: torch.device) ->
     finally:
         torch.set_num_threads(threads)
     return costs, min(len(network.stage_names) for network in networks)
+
+
+def given_throughput(options: PlanOptions, costs: Sequence[NetworkCosts]) -> list[float]:
+    """Images/s of one worker of each network as the options say, empty where they don't."""
+    if options.tflops is not None:
+        return [options.tflops * 1e12 / cost.training_flops_per_row for cost in costs]
+    return list(options.throughput) * (len(costs) if len(options.throughput) == 1 else 1)
 
 
 def threads_of(config: TrainConfig) -> int:
@@ -200,7 +215,11 @@ def assumptions(
     if (crowd := crowding(config, device)) > 1:
         where += f" that {crowd:g} workers share"
     timed = " and ".join(sorted({str(cost.timed_rows) for cost in costs}, key=int))
-    speed = "images/s given" if options.throughput else f"images/s of {timed} images a step on {where} here"
+    speed = f"images/s of {timed} images a step on {where} here"
+    if options.tflops is not None:
+        speed = f"images/s of a worker that sustains {options.tflops:g} TFLOP/s (given)"
+    elif options.throughput:
+        speed = "images/s given"
     link, words = cluster.between, []
     for value, given, unit in (
         (link.bandwidth / _BYTES_PER_GBIT, options.bandwidth, "Gbit/s"),

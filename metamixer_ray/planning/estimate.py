@@ -91,6 +91,8 @@ class NetworkEstimate:
     """Forward, loss, backward and optimizer of a step."""
     evaluation_seconds: float
     """Forward pass of as many images."""
+    training_flops: float
+    """Floating-point operations of training one image: forward and backward pass."""
     images_per_second: float
     """Of one worker that does nothing else."""
     gradient_seconds: float
@@ -270,6 +272,7 @@ def network_estimate(
         parameters=costs.parameters,
         compute_seconds=compute,
         evaluation_seconds=scale * costs.evaluation_seconds,
+        training_flops=costs.training_flops_per_row,
         images_per_second=images_per_second,
         gradient_seconds=gradients + buffers,
         exposed_gradient_seconds=buffers

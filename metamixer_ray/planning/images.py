@@ -32,6 +32,7 @@ NAMED: dict[str, ImageCounts] = {
     "fashion-mnist": ImageCounts(train=60_000, test=10_000, classes=10, size=28),
     "svhn": ImageCounts(train=73_257, test=26_032, classes=10, size=32),
     "stl10": ImageCounts(train=5_000, test=8_000, classes=10, size=96),
+    "imagenet": ImageCounts(train=1_281_167, test=50_000, classes=1000, size=224),
 }
 
 

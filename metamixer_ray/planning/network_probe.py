@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.precision import autocast
@@ -38,6 +39,8 @@ class NetworkCosts:
     """Kept from forward to backward pass per image."""
     largest_bytes_per_row: float
     """The largest tensor among them, per image."""
+    training_flops_per_row: float
+    """Floating-point operations of forward and backward pass per image."""
     timed_rows: int
     """Images of the steps that were timed."""
     step_seconds: float
@@ -80,6 +83,7 @@ def probe_network(
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     forward: nn.Module = network.compiled() if compiled else network
     network.train()
+    flops = training_flops(network, images(2)) / 2
     few, _ = saved_for_backward(network, images(2), precision)
     more, largest = saved_for_backward(network, images(4), precision)
     per_row = max((more - few) / 2, 0.0)
@@ -109,6 +113,7 @@ def probe_network(
         saved_bytes=max(few - 2 * per_row, 0.0),
         saved_bytes_per_row=per_row,
         largest_bytes_per_row=largest / 4,
+        training_flops_per_row=flops,
         timed_rows=count,
         step_seconds=step_seconds,
         backward_seconds=backward_seconds,
@@ -138,6 +143,16 @@ def saved_for_backward(network: nn.Module, images: Tensor, precision: Arithmetic
         logits = network(images)
         F.cross_entropy(logits.float(), logits.detach().float().softmax(1))
     return sum(storages.values()), max(activations)
+
+
+def training_flops(network: nn.Module, images: Tensor) -> int:
+    """Floating-point operations of forward and backward pass of ``images`` [B, 3, H, W]: those of matrix products,
+    convolutions and attention, a multiplication with its addition counted as two."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(images)
+    # The backward pass does a forward pass's work twice: for the inputs and for the weights. It isn't counted itself,
+    # since torch 2.14 counts the weights of grouped convolutions as if there were no groups (MobileNetV2: tenfold).
+    return 3 * counter.get_total_flops()
 
 
 def _timed_step(

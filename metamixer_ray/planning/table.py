@@ -49,7 +49,7 @@ def slowdown(plan: Estimate) -> str:
 
 
 def _networks(plan: Estimate) -> list[str]:
-    header = ["network", "peers", "parameters", "images/s", "memory", "weights", "gradients", "optimizer"]
+    header = ["network", "peers", "parameters", "GFLOP", "images/s", "memory", "weights", "gradients", "optimizer"]
     header += ["activations", "other"]
     kinds = [network.name for network in plan.networks]
     rows = [
@@ -57,6 +57,7 @@ def _networks(plan: Estimate) -> list[str]:
             network.name if kinds.count(network.name) == 1 else f"{network.name} ({network.optimizer})",
             str(network.peers),
             count(network.parameters),
+            _three_digits(network.training_flops / 1e9),
             f"{network.images_per_second:,.0f}",
             size(network.memory.total),
             size(network.memory.weights),

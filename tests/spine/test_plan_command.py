@@ -10,7 +10,7 @@ import torch
 from metamixer_ray.config import TrainConfig, flag, sections
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.plan import PlanOptions, cluster_of, crowding, main, many_peers, parse_plan, threads_of
-from metamixer_ray.planning import Link
+from metamixer_ray.planning import Link, epoch_of
 
 
 def parsed(words: str = "") -> PlanOptions:
@@ -72,6 +72,8 @@ def test_threads_are_those_of_a_worker() -> None:
         ("--workers-per-node 2 --replicas 2", "say with --bandwidth"),
         ("--throughput 100 0", "--throughput takes positive numbers"),
         ("--throughput 100 200 300", "--throughput has 3 values for 2 different networks"),
+        ("--tflops 0", "--tflops must be a positive number"),
+        ("--tflops 3 --throughput 100", "give one of them"),
         ("--images 1000", "--classes"),
         ("--batch-size 30", "--batch-size 30"),
         ("--replicas 0", "--replicas must be at least 1"),
@@ -93,7 +95,8 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     assert caught.value.code == 0
-    own = ["bandwidth", "latency", "workers_per_node", "node_bandwidth", "throughput", "images", "classes", "network"]
+    own = ["bandwidth", "latency", "workers_per_node", "node_bandwidth", "throughput", "tflops", "images", "classes"]
+    own.append("network")
     assert [name for name in [*sections(), *own] if not re.search(rf"{flag(name)}\b", text)] == []
 
 
@@ -138,6 +141,24 @@ def test_a_plan_for_machines_adds_up(capsys: pytest.CaptureFixture[str]) -> None
     assert sent == plan["exchange"]["bytes_per_step"]
     assert plan["gpu_hours"] == pytest.approx(plan["worker_hours"] / 2)
     assert "given" in plan["assumptions"]["links"]
+
+
+def test_operations_per_second_give_images_per_second(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--images 1280 --classes 10 --image-size 8 --bandwidth 10 --latency 20 --tflops 0.5 --json"
+    assert main([*words.split(), "--precision", "float32"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    for network in plan["networks"]:
+        assert network["images_per_second"] * network["training_flops"] == pytest.approx(0.5e12)
+    assert plan["gpu_hours"] == pytest.approx(plan["worker_hours"])
+    assert "0.5 TFLOP/s" in plan["assumptions"]["speed"]
+
+
+def test_imagenet_is_planned_for_without_being_here() -> None:
+    config = parsed("--data imagenet --batch-size 256").training
+    epoch = epoch_of(config, images=None, classes=None)
+    # The published sizes of ILSVRC 2012.
+    assert (epoch.classes, epoch.size, epoch.evaluated) == (1000, 224, 50_000)
+    assert 1_281_167 <= sum(epoch.rows) < 1_281_167 + 2 * 1000
 
 
 def test_a_bad_number_of_peers_is_told_before_anything_is_measured() -> None:

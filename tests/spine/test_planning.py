@@ -33,7 +33,7 @@ from metamixer_ray.planning import (
     ring_link,
 )
 from metamixer_ray.planning.estimate import exposed_seconds
-from metamixer_ray.planning.network_probe import saved_for_backward
+from metamixer_ray.planning.network_probe import saved_for_backward, training_flops
 from metamixer_ray.planning.table import as_table
 
 INSIDE, BETWEEN = Link(bandwidth=1e11, latency=1e-6), Link(bandwidth=1e9, latency=1e-4)
@@ -46,6 +46,7 @@ COSTS = NetworkCosts(
     saved_bytes=0,
     saved_bytes_per_row=1e6,
     largest_bytes_per_row=1e5,
+    training_flops_per_row=1e8,
     timed_rows=10,
     step_seconds=0.1,
     backward_seconds=0.06,
@@ -250,6 +251,30 @@ def test_a_probe_counts_what_there_is(optimizer: str, states: int) -> None:
     assert costs.saved_bytes + 12 * costs.saved_bytes_per_row == pytest.approx(kept, rel=0.01)
     # Maps of 16 channels at full resolution.
     assert largest == 12 * costs.largest_bytes_per_row == 12 * 16 * 8 * 8 * 4
+    assert costs.training_flops_per_row == 3 * 2 * macs_per_image(network, 8)
+
+
+def macs_per_image(network: torch.nn.Module, size: int) -> int:
+    """Multiplications of a forward pass, counted by what convolutions and linear layers are defined as."""
+    counts: list[int] = []
+
+    def count(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        # An output value of a layer takes one multiplication for each weight that it is made with.
+        counts.append(output[0].numel() * module.weight[0].numel())  # type: ignore[operator,index]
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(count)
+    network(torch.zeros(2, 3, size, size, device=next(network.parameters()).device))
+    return sum(counts)
+
+
+@pytest.mark.parametrize("name", ["resnet14", "densenet40-12-okd", "mobilenetv2"])
+def test_operations_are_those_of_the_layers(name: str) -> None:
+    network = build_network(name, classes=10, image_size=16, config=NetworkConfig()).to("meta")
+    operations = training_flops(network, torch.zeros(3, 3, 16, 16, device="meta"))
+    # Two for a multiplication with its addition; forward, and backward for inputs and weights.
+    assert operations == 3 * 2 * 3 * macs_per_image(network, 16)
 
 
 @pytest.mark.gpu
