@@ -7,10 +7,15 @@ from collections.abc import Callable, Sequence
 import tyro
 
 from metamixer_ray.config import TrainConfig, read_yaml
-from metamixer_ray.errors import TrainingFailed, UserError
+from metamixer_ray.errors import ConfigError, TrainingFailed, UserError
 from metamixer_ray.interruption import Stopped
+from metamixer_ray.recipes import read_recipe, recipe_table
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
+STARTING_POINTS = (
+    "--config FILE starts from a YAML file of settings, such as a run's config.yaml; --recipe NAME from a published "
+    "condition (--recipe list shows them). Flags override either."
+)
 
 
 def parse(argv: Sequence[str], *, program: str, description: str) -> TrainConfig:
@@ -20,12 +25,11 @@ def parse(argv: Sequence[str], *, program: str, description: str) -> TrainConfig
         UserError: a file that can't be read, or an impossible combination.
         SystemExit: unknown flags or values of the wrong type (tyro prints which, and what is close).
     """
-    default, words = take_config_file(argv)
+    default, words = take_starting_point(argv)
     config = tyro.cli(
         TrainConfig,
         prog=program,
-        description=f"{description}\n\n--config FILE starts from a YAML file of settings, such as a run's config.yaml; "
-        "flags override it.",
+        description=f"{description}\n\n{STARTING_POINTS}",
         default=default,
         args=words,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
@@ -34,22 +38,32 @@ def parse(argv: Sequence[str], *, program: str, description: str) -> TrainConfig
     return config
 
 
-def take_config_file(argv: Sequence[str]) -> tuple[TrainConfig, list[str]]:
-    """The configuration of the file that ``--config`` names, else the defaults; and the other words.
+def take_starting_point(argv: Sequence[str]) -> tuple[TrainConfig, list[str]]:
+    """The configuration that ``--config`` or ``--recipe`` names, else the defaults; and the other words.
 
     Raises:
-        UserError: a file that can't be read.
+        UserError: a file that can't be read, a recipe that there isn't, or more than one of them.
+        SystemExit: after ``--recipe list``, which prints the recipes.
     """
-    config, words = TrainConfig(), []
+    given: list[tuple[str, str]] = []
+    words: list[str] = []
     rest = iter(argv)
     for word in rest:
-        if word == "--config":
-            config = read_yaml(next(rest, ""))
-        elif word.startswith("--config="):
-            config = read_yaml(word.partition("=")[2])
+        option, joined, value = word.partition("=")
+        if option in ("--config", "--recipe"):
+            given.append((option, value if joined else next(rest, "")))
         else:
             words.append(word)
-    return config, words
+    if ("--recipe", "list") in given:
+        print(recipe_table())
+        raise SystemExit(0)
+    if len(given) > 1:
+        both = " and ".join(f"{option} {value}" for option, value in given)
+        raise ConfigError(f"{both}: start from one of them, and change its settings by flags")
+    if not given:
+        return TrainConfig(), words
+    ((option, value),) = given
+    return (read_yaml if option == "--config" else read_recipe)(value), words
 
 
 def run_command(body: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:

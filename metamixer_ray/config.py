@@ -275,23 +275,27 @@ def to_yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(to_settings(config), sort_keys=False, allow_unicode=False)
 
 
-def read_yaml(path: str | Path) -> TrainConfig:
+def read_yaml(path: str | Path, *, source: str | None = None) -> TrainConfig:
     """Read a configuration from a YAML file.
+
+    Args:
+        source: how a message names the file. Default: as the value of ``--config``.
 
     Raises:
         ConfigError: no such file, not YAML, or settings that don't fit.
     """
+    source = source or f"--config {path}"
     try:
         settings = yaml.safe_load(Path(path).read_text())
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror or error}") from None
+        raise ConfigError(f"{source}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not YAML: {error}") from None
+        raise ConfigError(f"{source} is not YAML: {error}") from None
     if settings is None:
         settings = {}
     if not isinstance(settings, Mapping):
-        raise ConfigError(f"--config {path} must hold settings as 'name: value', not a {type(settings).__name__}")
-    return from_settings(settings, source=f"--config {path}")
+        raise ConfigError(f"{source} must hold settings as 'name: value', not a {type(settings).__name__}")
+    return from_settings(settings, source=source)
 
 
 # What changes how a run is carried out but not what it computes.

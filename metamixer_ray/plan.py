@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 import tyro
 
-from metamixer_ray.cli import run_command, take_config_file
+from metamixer_ray.cli import STARTING_POINTS, run_command, take_starting_point
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.optimisation import build_optimizer
@@ -244,13 +244,12 @@ def parse_plan(argv: Sequence[str]) -> PlanOptions:
         UserError: a file that can't be read, or an impossible combination.
         SystemExit: unknown flags or values of the wrong type.
     """
-    default, words = take_config_file(argv)
+    default, words = take_starting_point(argv)
     about = inspect.cleandoc(PlanOptions.__doc__ or "")
     options = tyro.cli(
         PlanOptions,
         prog="python -m metamixer_ray.plan",
-        description=f"{about}\n\n--config FILE starts from a YAML file of settings, such as a run's config.yaml; "
-        "flags override it.",
+        description=f"{about}\n\n{STARTING_POINTS}",
         default=PlanOptions(training=default),
         args=words,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),

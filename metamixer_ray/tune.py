@@ -13,7 +13,7 @@ import tyro
 import yaml
 
 from metamixer_ray.capacity import WorkerResources
-from metamixer_ray.cli import run_command, take_config_file
+from metamixer_ray.cli import STARTING_POINTS, run_command, take_starting_point
 from metamixer_ray.config import TrainConfig, flatten, from_settings, nest, to_yaml
 from metamixer_ray.data import Splits, load_splits
 from metamixer_ray.errors import ConfigError, TrainingFailed, UserError
@@ -324,13 +324,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command ``python -m metamixer_ray.tune``; returns its exit status."""
 
     def body(words: Sequence[str]) -> None:
-        training, rest = take_config_file(words)
+        training, rest = take_starting_point(words)
         tune(
             tyro.cli(
                 SweepConfig,
                 prog="python -m metamixer_ray.tune",
-                description=f"{SweepConfig.__doc__}\n\nAll flags of metamixer_ray.train are those of every trial; "
-                "--config FILE starts from a YAML file of them.",
+                description=f"{SweepConfig.__doc__}\n\nAll flags of metamixer_ray.train are those of every trial. "
+                f"{STARTING_POINTS}",
                 default=SweepConfig(training=training),
                 args=rest,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),

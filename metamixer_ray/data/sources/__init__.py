@@ -27,6 +27,13 @@ NAMED_SOURCES: dict[str, Callable[[DataConfig, Path], Source]] = {
     **{name: partial(_torchvision, name) for name in TORCHVISION_SETS},
 }
 
+BY_PLACE = {
+    "imagenet": "it is not downloaded, so say where it is: --data 'PLACE/train-*.parquet' --test-data "
+    "'PLACE/validation-*.parquet' for the Hub's ILSVRC/imagenet-1k (whose test files have no labels), or --data FOLDER "
+    "for one with train/ and val/"
+}
+"""Sets that are known by name but can't be fetched: what to do instead."""
+
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -72,6 +79,8 @@ def open_source(config: DataConfig, cache_dir: Path, *, scored_only: bool = Fals
             label_column=config.label_column,
             scored_only=scored_only,
         )
+    if data in BY_PLACE:
+        raise ConfigError(f"--data {data}: {BY_PLACE[data]}")
     known = ", ".join(NAMED_SOURCES)
     near = difflib.get_close_matches(data.lower(), NAMED_SOURCES, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
