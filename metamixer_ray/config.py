@@ -198,6 +198,20 @@ def flatten(config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def plain_settings(config: TrainConfig) -> dict[str, Any]:
+    """The same with lists for tuples, as YAML and JSON have them."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in flatten(config).items()}
+
+
+def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
+    """The configuration with some of its settings changed.
+
+    Raises:
+        ConfigError: an unknown name, a value of the wrong type, or settings that don't fit together.
+    """
+    return from_settings({**plain_settings(config), **settings})
+
+
 def nest(settings: Mapping[str, Any], *, source: str = "configuration") -> dict[str, Any]:
     """Sort flat or nested settings into the tree's sections.
 
@@ -310,5 +324,4 @@ _NOT_IDENTITY = frozenset(
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide the trained weights; a checkpoint fits only a run that agrees on all of them."""
-    flat = flatten(config)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items() if k not in _NOT_IDENTITY}
+    return {name: value for name, value in plain_settings(config).items() if name not in _NOT_IDENTITY}

@@ -7,24 +7,21 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 import yaml
 
 from metamixer_ray.capacity import WorkerResources
 from metamixer_ray.cli import STARTING_POINTS, run_command, take_starting_point
-from metamixer_ray.config import TrainConfig, flatten, from_settings, nest, to_yaml
+from metamixer_ray.config import TrainConfig, from_settings, nest, plain_settings, to_yaml, with_settings
 from metamixer_ray.data import Splits, load_splits
 from metamixer_ray.errors import ConfigError, TrainingFailed, UserError
-from metamixer_ray.growth import startable
-from metamixer_ray.interruption import Stopped, stoppable
-from metamixer_ray.keeping import TrackingPlan, tracking_store
 from metamixer_ray.placement import connect
 from metamixer_ray.preparation import build_peers
-from metamixer_ray.runs import CONFIG, data_facts
+from metamixer_ray.runs import CONFIG
 from metamixer_ray.sweeps.config import SweepConfig
-from metamixer_ray.sweeps.engine import Room, most_at_once, trial_resources
+from metamixer_ray.sweeps.engine import trial_resources
 from metamixer_ray.sweeps.findings import ranked
 from metamixer_ray.sweeps.ledger import Ledger, Trial
 from metamixer_ray.sweeps.opening import (
@@ -36,25 +33,21 @@ from metamixer_ray.sweeps.opening import (
     TRIALS,
     Sweep,
     create_sweep,
+    facts_of,
     for_trials,
     open_sweep,
-    sweep_facts,
 )
+from metamixer_ray.sweeps.plans import parent_plan
 from metamixer_ray.sweeps.portraits import sweep_figures
 from metamixer_ray.sweeps.proposing import Tpe
 from metamixer_ray.sweeps.schedulers import build_scheduler
 from metamixer_ray.sweeps.spaces import Settings, Space, describe, draws, grid, load_spaces, searchable
-from metamixer_ray.sweeps.stages import Stages, confirm, curves
+from metamixer_ray.sweeps.stages import confirm, curves
 from metamixer_ray.sweeps.telling import closing, objective_text, parent_metrics, refitted, summarise
-from metamixer_ray.sweeps.trial import SweepPlan
-from metamixer_ray.tracking import Console, MlflowWriter
+from metamixer_ray.sweeps.underway import Underway, underway
+from metamixer_ray.tracking import Console
 from metamixer_ray.tracking.board import Board
-from metamixer_ray.tracking.naming import run_place, ui_command
-from metamixer_ray.tracking.provenance import environment_tags, repeat_command, source_tags
 from metamixer_ray.train import train, with_absolute_paths
-
-REACH_SECONDS = 10.0
-FINISH_SECONDS = 60.0
 
 
 def tune(config: SweepConfig, board: Board | None = None) -> dict[str, Any]:
@@ -75,81 +68,69 @@ def tune(config: SweepConfig, board: Board | None = None) -> dict[str, Any]:
     points, samples = fixed_points(config, space)
     splits = load_splits(config.training.dataset, processes=os.cpu_count() or 1)
     build_peers(config.training, classes=len(splits.classes), image_size=splits.train.image_size)
-    sweep = open_sweep(config)
-    training = config.training
+    training, facts = config.training, facts_of(config)
+    sweep = open_sweep(SWEEP, training, facts, spaces_text(config))
     connect(training.placement, verbose=training.run.verbose)
     resources = trial_resources(training)
-    create_sweep(sweep, config)
+    create_sweep(sweep, facts)
     board = board or Board(samples, training.epochs, nll=config.objective == "nll")
-    parent = parent_plan(config, sweep)
-    writer = parent.writer(board.warn)
-    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
-    try:
-        with stoppable():
-            room, most = Room(resources, startable(training.placement.grows_to)), most_at_once(config)
-            announce(
-                config, sweep, splits, resources, samples, max(1, min(room.places() // training.workers, most)), board
-            )
-            writer.log_artifact(describe(space).encode(), SPACE)
-            writer.log_artifact(sweep.folder.read(SWEEP) or b"", SWEEP)
-            writer.wait(REACH_SECONDS)
-            plan = plan_trials(config, sweep, parent, resources, splits, writer.run_id)
-            stages = Stages(config, plan, room, most, lambda: writer.run_id)
-            search = Ledger(sweep.folder.inside(TRIALS))
-            searching = time.perf_counter()
-            stages.run(
-                search, points, build_tpe(config, space), samples, build_scheduler(config, curves(plan, search)), board
-            )
-            search_seconds = time.perf_counter() - searching
-            order = ranked(search.trials(), maximised=config.maximised)
-            if not order:
-                raise TrainingFailed(f"no trial came to an end; the reasons are in {sweep.folder}/{TRIALS}")
-            gain = confirm(stages, sweep, order[0], board)
-            wall_seconds = time.perf_counter() - began
-            summary = summarise(
-                config, search.trials(), order, gain, search_seconds=search_seconds, wall_seconds=wall_seconds
-            )
-            sweep.folder.write(BEST, to_yaml(best_config(asked.training, order[0])))
-            publish(config, sweep, summary, writer)
-            for line in closing(config, summary):
+    announce(config, sweep, splits, resources, samples, board)
+    subject = f"over {', '.join(config.space)}"
+    parent = parent_plan(training, sweep, facts, module="metamixer_ray.tune", subject=subject)
+    with underway(
+        training,
+        sweep,
+        parent,
+        splits,
+        resources,
+        board,
+        most=config.max_concurrent,
+        failures=config.trial_failures,
+        objective=config.objective,
+    ) as running:
+        running.writer.log_artifact(describe(space).encode(), SPACE)
+        stages, search = running.stages, Ledger(sweep.folder.inside(TRIALS))
+        scheduler = build_scheduler(config, curves(stages.plan, search))
+        searching = time.perf_counter()
+        stages.run(search, points, build_tpe(config, space), samples, scheduler, board)
+        search_seconds = time.perf_counter() - searching
+        order = ranked(search.trials(), maximised=config.maximised)
+        if not order:
+            raise TrainingFailed(f"no trial came to an end; the reasons are in {sweep.folder}/{TRIALS}")
+        gain = confirm(config, stages, sweep, order[0], board)
+        wall_seconds = time.perf_counter() - began
+        summary = summarise(
+            config, search.trials(), order, gain, search_seconds=search_seconds, wall_seconds=wall_seconds
+        )
+        sweep.folder.write(BEST, to_yaml(best_config(asked.training, order[0])))
+        publish(config, running, summary)
+        for line in closing(config, summary):
+            board.say(line)
+        draw(config, running, search, board)
+        if config.refit:
+            # Whatever becomes of these, what was found is written and told.
+            summary["refit"] = refit(asked.training, order[0], sweep, board, running.writer.run_id)
+            publish(config, running, summary)
+            for line in refitted(summary):
                 board.say(line)
-            draw(config, sweep, search, writer, board)
-            if config.refit:
-                # Whatever becomes of these, what was found is written and told.
-                summary["refit"] = refit(asked.training, order[0], sweep, board, writer.run_id)
-                publish(config, sweep, summary, writer)
-                for line in refitted(summary):
-                    board.say(line)
-        status = "FINISHED"
-    except Stopped as stopped:
-        status = "KILLED"
-        board.warn(f"{stopped}; the same command with --name {sweep.name} --resume goes on")
-        raise
-    finally:
-        board.close()
-        writer.finish(status, FINISH_SECONDS)
-    place = run_place(parent.uri, parent.experiment, parent.run_name, (writer.experiment_id, writer.run_id))
-    for name, where in (
-        ("best", f"{sweep.folder}/{BEST}   (python -m metamixer_ray.train --config takes it)"),
-        ("figures", f"{sweep.folder}/figures"),
-        ("MLflow", place),
-        ("open it", ui_command(parent.uri)),
-    ):
-        if where:
-            board.say(f"{name:<9} {where}")
+    board.say(f"{'best':<9} {sweep.folder}/{BEST}   (python -m metamixer_ray.train --config takes it)")
+    board.say(f"{'figures':<9} {sweep.folder}/figures")
+    for line in running.places():
+        board.say(line)
     return summary
 
 
-def publish(config: SweepConfig, sweep: Sweep, summary: Mapping[str, Any], writer: MlflowWriter) -> None:
+def publish(config: SweepConfig, running: Underway, summary: Mapping[str, Any]) -> None:
     """Write what was found to the sweep's folder and to its MLflow run."""
-    sweep.folder.write_json(SUMMARY, summary)
+    folder, writer = running.sweep.folder, running.writer
+    folder.write_json(SUMMARY, summary)
     for name in (BEST, SUMMARY):
-        writer.log_artifact(sweep.folder.read(name) or b"", name)
+        writer.log_artifact(folder.read(name) or b"", name)
     writer.log_metrics(parent_metrics(summary), 0)
     writer.set_tags({"mlflow.note.content": "\n\n".join([*closing(config, summary), *refitted(summary)])})
 
 
-def draw(config: SweepConfig, sweep: Sweep, search: Ledger, writer: MlflowWriter, board: Board) -> None:
+def draw(config: SweepConfig, running: Underway, search: Ledger, board: Board) -> None:
     """Draw the sweep's figures; without them it is still whole."""
     try:
         figures = sweep_figures(config, search)
@@ -157,8 +138,7 @@ def draw(config: SweepConfig, sweep: Sweep, search: Ledger, writer: MlflowWriter
         board.warn(f"the figures could not be drawn: {error}")
         return
     for name, png in figures.items():
-        sweep.folder.write(f"figures/{name}.png", png)
-        writer.log_artifact(png, f"figures/{name}.png")
+        running.keep(f"figures/{name}.png", png)
 
 
 def best_config(training: TrainConfig, best: Trial) -> TrainConfig:
@@ -167,13 +147,17 @@ def best_config(training: TrainConfig, best: Trial) -> TrainConfig:
     return replace(chosen, run=replace(chosen.run, name=None, resume=False))
 
 
+def spaces_text(config: SweepConfig) -> str:
+    """The names of what is searched, for a folder's name."""
+    return "-".join(name.rpartition("/")[2].removesuffix(".py").rpartition(".")[2] for name in config.space)
+
+
 def announce(
     config: SweepConfig,
     sweep: Sweep,
     splits: Splits,
     resources: WorkerResources,
     samples: int,
-    at_once: int,
     board: Board,
 ) -> None:
     """What the person is told before the first trial."""
@@ -182,35 +166,10 @@ def announce(
     for name, text in (
         ("search", f"{config.search} over {', '.join(config.space)}; {samples} trials of {training.epochs} epochs"),
         ("trial", f"{', '.join(training.peers)} on {splits.description}; {training.workers} workers, {resources}"),
-        ("at once", f"{at_once} now; scheduler {config.scheduler}; objective: {objective_text(config)} (validation)"),
+        ("objective", f"{objective_text(config)} (validation); scheduler {config.scheduler}"),
         ("folder", str(sweep.folder)),
     ):
         board.say(f"{name:<9} {text}")
-
-
-def plan_trials(
-    config: SweepConfig,
-    sweep: Sweep,
-    parent: TrackingPlan,
-    resources: WorkerResources,
-    splits: Splits,
-    parent_run_id: str | None,
-) -> SweepPlan:
-    """What all trials have in common."""
-    return SweepPlan(
-        name=sweep.name,
-        key=sweep.key,
-        folder=sweep.folder.inside(TRIALS).uri,
-        training=plain_settings(config.training),
-        objective=config.objective,
-        resources=resources,
-        facts=data_facts(splits),
-        tracking_uri=parent.uri,
-        artifact_location=parent.artifact_location,
-        parent_run_id=parent_run_id,
-        tags={"data": config.training.dataset.data, "mlflow.note.content": f"A trial of the sweep {sweep.name}."},
-        environment={name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")},
-    )
 
 
 def fixed_points(config: SweepConfig, space: Space) -> tuple[list[tuple[Settings, str]], int]:
@@ -255,38 +214,6 @@ def read_point(path: str) -> Settings:
     from_settings(flat, source=f"--first {path}")
     # Of a whole configuration, what trials have in common is the sweep's.
     return {name: value for name, value in flat.items() if searchable(name)}
-
-
-def plain_settings(training: TrainConfig) -> dict[str, Any]:
-    """All settings of a training, flat, with lists for tuples."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in flatten(training).items()}
-
-
-def with_settings(training: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
-    """A training with some settings changed."""
-    return from_settings({**plain_settings(training), **settings})
-
-
-def parent_plan(config: SweepConfig, sweep: Sweep) -> TrackingPlan:
-    """How the sweep itself is written to MLflow: the run that its trials are children of."""
-    uri, artifacts = tracking_store(config.training)
-    command = repeat_command("metamixer_ray.tune")
-    facts = {k: v for k, v in sweep_facts(config).items() if k not in ("max_concurrent", "samples", "first")}
-    return TrackingPlan(
-        uri=uri,
-        experiment=config.training.run.experiment,
-        run_name=sweep.name,
-        key=sweep.key,
-        parameters=facts,
-        tags={
-            **environment_tags(),
-            **source_tags(command),
-            "sweep": sweep.name,
-            "run_folder": str(sweep.folder),
-            "mlflow.note.content": f"A sweep over {', '.join(config.space)}: `{command}`",
-        },
-        artifact_location=artifacts,
-    )
 
 
 def build_tpe(config: SweepConfig, space: Space) -> Tpe | None:

@@ -22,7 +22,6 @@ from metamixer_ray.config import TrainConfig
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.growth import Growth, startable
 from metamixer_ray.placement import cluster_nodes, worker_resources
-from metamixer_ray.sweeps.config import SweepConfig
 from metamixer_ray.sweeps.proposing import Proposer
 from metamixer_ray.sweeps.trial import PeersTrial, SweepPlan
 from metamixer_ray.sweeps.watching import Watcher
@@ -136,9 +135,9 @@ class Room:
             )
 
 
-def most_at_once(config: SweepConfig) -> int:
+def most_at_once(asked: int | None) -> int:
     """How many trials may run at once: what the options say, else as many as this node has memory for beside it."""
-    return config.max_concurrent or max(1, int(psutil.virtual_memory().available * MEMORY_SHARE / TRIAL_BYTES))
+    return asked or max(1, int(psutil.virtual_memory().available * MEMORY_SHARE / TRIAL_BYTES))
 
 
 class _Halt(tune.Stopper):

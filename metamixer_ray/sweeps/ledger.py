@@ -43,7 +43,7 @@ class Trial:
     score: float | None = None
     """The objective turned so that more is better."""
     objective: float | None = None
-    """At its last epoch, on the validation split."""
+    """At its last epoch, on the split that is watched."""
     seconds: float = 0.0
     """Of training, in all attempts."""
     begun: float = 0.0

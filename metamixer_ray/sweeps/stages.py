@@ -1,4 +1,4 @@
-"""The stages of a sweep that train: the search, the confirmation with further seeds, and what they share."""
+"""Stages that train, such as a sweep's search and its confirmation with further seeds, and what they share."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from metamixer_ray.config import TrainConfig
 from metamixer_ray.interruption import aside
 from metamixer_ray.sweeps.config import SweepConfig
 from metamixer_ray.sweeps.engine import EngineOptions, Room, run_trials
@@ -24,14 +25,17 @@ HALT_SECONDS = 45.0
 
 @dataclass(frozen=True)
 class Stages:
-    """How the trials of a sweep are run, be it to search or to confirm.
+    """How trials are run, be it to search, to confirm or to compare.
 
     Attributes:
+        training: what they have in common.
+        failures: how often a trial is taken up again when more than its workers died.
         most: trials at once.
         parent: the id of the sweep's MLflow run, once it is known.
     """
 
-    config: SweepConfig
+    training: TrainConfig
+    failures: int
     plan: SweepPlan
     room: Room
     most: int
@@ -56,9 +60,9 @@ class Stages:
                 board.known(trial)
         options = EngineOptions(
             halted=halt.is_set,
-            failures=self.config.trial_failures,
+            failures=self.failures,
             scheduler=scheduler,
-            verbose=self.config.training.run.verbose,
+            verbose=self.training.run.verbose,
         )
         limits = Limits(
             samples=samples,
@@ -67,7 +71,7 @@ class Stages:
             workers=lambda settings: self.plan.config(settings).workers,
             placeable=self.room.check,
         )
-        with Watcher(self.plan, ledger, self.config.training.epochs, board, self.parent, halt.is_set) as watcher:
+        with Watcher(self.plan, ledger, self.training.epochs, board, self.parent, halt.is_set) as watcher:
             proposer = Proposer(
                 ledger,
                 points,
@@ -105,9 +109,8 @@ def curves(plan: SweepPlan, ledger: Ledger) -> dict[str, dict[int, float]]:
     }
 
 
-def confirm(stages: Stages, sweep: Sweep, best: Trial, board: Board) -> Gain | None:
+def confirm(config: SweepConfig, stages: Stages, sweep: Sweep, best: Trial, board: Board) -> Gain | None:
     """Train the defaults and the best settings with further seeds; None where there is nothing to confirm."""
-    config, plan = stages.config, stages.plan
     if config.confirm_seeds == 0 or not best.settings:
         return None
     first = config.training.seed + 1
@@ -120,6 +123,7 @@ def confirm(stages: Stages, sweep: Sweep, best: Trial, board: Board) -> Gain | N
     # Another search may find another best.
     name = f"{CONFIRM}-{best.name}"
     ledger = Ledger(sweep.folder.inside(name))
+    plan = stages.plan
     plan = replace(plan, name=f"{plan.name}-{name}", key=f"{plan.key}-{name}", folder=ledger.folder.uri)
     again = board.next(len(points))
     try:

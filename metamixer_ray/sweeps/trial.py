@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from ray import tune
 
@@ -43,6 +43,8 @@ class SweepPlan:
     training: Mapping[str, Any]
     """All settings of the sweep's training, flat."""
     objective: ObjectiveName
+    split: Literal["test", "validation"]
+    """On which it is watched; a search never looks at the test set."""
     resources: WorkerResources
     facts: Mapping[str, Any]
     """What ``run.json`` tells of the data."""
@@ -189,7 +191,7 @@ class PeersTrial(tune.Trainable):
             self._news.put(error)
 
     def _tell(self, row: Mapping[str, Any]) -> None:
-        assert row["split"] == "validation"
+        assert row["split"] == self._plan.split
         if objective_of(row, self._plan.objective) is not None:
             self._news.put(row)
 

@@ -7,12 +7,11 @@ import pytest
 from hyperopt import hp
 from ray.tune.search import Searcher
 
-from metamixer_ray.config import TrainConfig, from_settings
+from metamixer_ray.config import TrainConfig, from_settings, plain_settings
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.sweeps.ledger import Ledger
 from metamixer_ray.sweeps.proposing import Limits, Proposer, Tpe
-from metamixer_ray.tune import plain_settings
 
 SAMPLES = 14
 DEFAULTS = plain_settings(TrainConfig())
