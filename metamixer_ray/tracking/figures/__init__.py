@@ -2,6 +2,7 @@
 
 from metamixer_ray.tracking.figures.attention_sheet import attention_sheet
 from metamixer_ray.tracking.figures.canvas import figure_png
+from metamixer_ray.tracking.figures.comparison_sheet import comparison_sheet
 from metamixer_ray.tracking.figures.curves import agreement_curves, learning_curves
 from metamixer_ray.tracking.figures.evaluation_sheets import evaluation_figures
 from metamixer_ray.tracking.figures.mixing_sheet import describe_label, mixing_sheet
@@ -9,6 +10,7 @@ from metamixer_ray.tracking.figures.mixing_sheet import describe_label, mixing_s
 __all__ = [
     "agreement_curves",
     "attention_sheet",
+    "comparison_sheet",
     "describe_label",
     "evaluation_figures",
     "figure_png",
