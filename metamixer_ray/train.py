@@ -104,7 +104,9 @@ def alone(config: TrainConfig) -> TrainConfig:
         baseline=False,
         dataset=replace(config.dataset, sampler="quadruple" if quadruples else "shuffle"),
         mixing=replace(config.mixing, mixer="none"),
-        distillation=replace(config.distillation, distiller="none", statistics="none", statistics_weight=0.0),
+        distillation=replace(
+            config.distillation, distiller="none", divergence="kl", statistics="none", statistics_weight=0.0
+        ),
     )
 
 

@@ -68,8 +68,8 @@ def read_method(word: str) -> Method:
         chosen[kind] = part
     settings: dict[str, Any] = {"distiller": "none", "mixer": "none", **chosen}
     if "distiller" not in chosen:
-        # Peers that learn nothing from each other needn't exchange anything.
-        settings |= {"statistics": "none", "statistics_weight": 0.0}
+        # Peers that learn nothing from each other have nothing to exchange.
+        settings |= {"divergence": "kl", "statistics": "none", "statistics_weight": 0.0}
     settings |= dict(sorted(others.items()))
     named = [chosen[kind] for kind in ("distiller", "mixer") if kind in chosen] or [REFERENCE]
     return Method("+".join([*named, *(f"{name}={_text(value)}" for name, value in sorted(others.items()))]), settings)

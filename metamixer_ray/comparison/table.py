@@ -39,9 +39,9 @@ def as_markdown(standings: Sequence[Standing]) -> str:
     """The table with what its numbers are; as Markdown that also reads well as it is."""
     header = ["method", "seeds", "peers' mean", "best peer", "worst peer", "ensemble", "gain", "NLL", "ECE"]
     header += ["ms/step", "x dml", "bytes/step", "x dml"]
-    rows = [header, ["-" * len(name) for name in header], *map(_cells, standings)]
+    rows = [header, *map(_cells, standings)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    rows[1] = ["-" * width for width in widths]
+    rows.insert(1, ["-" * width for width in widths])
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     lines += [
         "",

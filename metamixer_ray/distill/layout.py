@@ -12,6 +12,11 @@ Layout = Literal["auto", "channels-first", "channels-last", "tokens"]
 """'channels-first' maps [B, C, H, W] (convolutional networks), 'channels-last' maps [B, H, W, C] (Swin),
 'tokens' [B, N, D] of a square image, with or without one class token in front (ViT), or 'auto'."""
 
+_REMEDY = (
+    "name other stages with --stage-names, or use --statistics none and a --distiller that reads no features "
+    "(not ensemble-gated, okddip, mcl)"
+)
+
 
 def read_layout(features: Tensor) -> Layout:
     """The layout of ``features``, told from their shape alone.
@@ -29,8 +34,7 @@ def read_layout(features: Tensor) -> Layout:
         _, second, third, fourth = features.shape
         return "channels-last" if second == third and fourth != third else "channels-first"
     raise ConfigError(
-        f"a stage gives features of shape {list(features.shape)}, which are neither maps nor tokens; "
-        "name other stages with --stage-names, or use --statistics none"
+        f"a stage gives features of shape {list(features.shape)}, which are neither maps nor tokens; {_REMEDY}"
     )
 
 
@@ -44,8 +48,7 @@ def positions_last_channels(features: Tensor, layout: Layout = "auto") -> Tensor
     axes = 3 if layout == "tokens" else 4
     if features.ndim != axes:
         raise ConfigError(
-            f"a stage gives features of shape {list(features.shape)}, which cannot be read as {layout}; "
-            "name other stages with --stage-names, or use --statistics none"
+            f"a stage gives features of shape {list(features.shape)}, which cannot be read as {layout}; {_REMEDY}"
         )
     if layout == "channels-last":
         return features
@@ -55,8 +58,7 @@ def positions_last_channels(features: Tensor, layout: Layout = "auto") -> Tensor
     side = math.isqrt(count)
     if side * side not in (count, count - 1) or side == 0:
         raise ConfigError(
-            f"a stage gives {count} tokens, which is neither a square number nor one more (a class token); "
-            "name other stages with --stage-names, or use --statistics none"
+            f"a stage gives {count} tokens, which is neither a square number nor one more (a class token); {_REMEDY}"
         )
     return features[:, count - side * side :].unflatten(1, (side, side))
 

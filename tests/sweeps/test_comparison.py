@@ -44,8 +44,9 @@ def test_a_method_sets_its_parts_and_nothing_of_the_others() -> None:
 
 
 def test_independent_is_what_a_baseline_trains() -> None:
-    (reference,) = [m for m in read_methods(["dml"], TRAINING) if m.name == "independent"]
-    config, baseline = with_settings(TRAINING, reference.settings), alone(TRAINING)
+    training = with_settings(TRAINING, {"distiller": "ensemble", "divergence": "dkd", "statistics_weight": 1.0})
+    (reference,) = [m for m in read_methods(["ensemble"], training) if m.name == "independent"]
+    config, baseline = with_settings(training, reference.settings), alone(training)
     assert config.mixing.mixer == baseline.mixing.mixer
     assert config.distillation == baseline.distillation
 
