@@ -17,9 +17,11 @@ import tyro
 from metamixer_ray.cli import run_command
 from metamixer_ray.data import Batch, eval_batches
 from metamixer_ray.data.corruptions import Corruption, common_corruptions, severity_of
+from metamixer_ray.errors import ConfigError
 from metamixer_ray.evaluation import predictions
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.precision import resolve_precision
+from metamixer_ray.reporting import first_line
 from metamixer_ray.tally import Tally
 from metamixer_ray.tracking.summary import percent, score_table
 from metamixer_ray.trained import RunOptions, TrainedRun, find_run, open_trained
@@ -114,9 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body(words: Sequence[str]) -> None:
         options: EvaluateOptions = tyro.cli(EvaluateOptions, prog="python -m metamixer_ray.evaluate", args=list(words))
-        device = options.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = usable_device(options.device)
         target = None
         if options.report is not None:
             target = RunFolder(options.report, option="--report")
@@ -124,10 +124,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         scores = evaluate_run(find_run(options.run), options, device)
         print(json.dumps(scores, indent=2) if options.json else as_table(scores))
         if target is not None:
-            write_report(target, scores)
+            try:
+                write_report(target, scores)
+            except OSError as error:
+                raise ConfigError(f"--report {target} can't be written: {error}") from None
             print(f"report    {target}", file=sys.stderr if options.json else sys.stdout)
 
     return run_command(body, argv)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device that ``--device`` means.
+
+    Raises:
+        ConfigError: there is none of that name here, or it can't count in float64.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, dtype=torch.float64, device=name).item()
+    except Exception as error:  # each kind of device fails in its own way
+        raise ConfigError(f"--device {name} can't be used here ({first_line(error)}): give auto or cpu") from None
+    return torch.device(name)
 
 
 def write_report(folder: RunFolder, scores: dict[str, Any]) -> None:

@@ -116,7 +116,10 @@ def export_peer(folder: RunFolder, options: ExportOptions) -> Exported:
             )
         content = path.read_bytes()
     place, file = target or (folder, f"export/{model_name(name)}.{options.format}")
-    place.write(file, content)
+    try:
+        place.write(file, content)
+    except OSError as error:
+        raise ConfigError(f"{place}/{file} can't be written ({error}): give another place by --output") from None
     return Exported(
         path=f"{place}/{file}",
         peer=name,

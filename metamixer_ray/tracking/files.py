@@ -40,11 +40,15 @@ def write_bytes(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
             stream.write(data)
         return
     aside = target.with_name(f".{target.name}.{os.getpid()}")
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(target)
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(target)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     sync_folder(target.parent)
 
 

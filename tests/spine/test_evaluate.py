@@ -98,9 +98,21 @@ def test_a_report_has_everything_that_was_found(
         "calibration.png",
         "per_class.png",
     }
+
+
+def test_places_and_devices_that_are_none_get_one_error(
+    two: tuple[RunFolder, list[StagedNetwork], Splits], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
-    assert main([str(two[0]), "--report", str(tmp_path / "file" / "report")]) == 2
-    assert "--report" in capsys.readouterr().err
+    (tmp_path / "report" / "evaluation.json").mkdir(parents=True)
+    for words, problem in (
+        (["--report", str(tmp_path / "file" / "report")], "--report"),
+        (["--report", str(tmp_path / "report"), "--device", "cpu"], f"--report {tmp_path}/report can't be written"),
+        (["--device", "nothing"], "--device nothing can't be used"),
+        (["--device", "meta"], "--device meta can't be used"),
+    ):
+        assert main([str(two[0]), *words]) == 2
+        assert problem in capsys.readouterr().err
 
 
 def test_a_single_peer_has_neither_ensemble_nor_agreement(tmp_path: Path) -> None:

@@ -125,14 +125,19 @@ def test_a_file_that_answers_otherwise_is_not_kept(made: Made, tmp_path: Path) -
 
 def test_a_peer_must_be_named_clearly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _, _ = make_run(tmp_path / "twins", "tests.spine.networks:tiny", "tests.spine.networks:tiny")
+    place = Path(str(folder)) / "export"
+    (place / "peer1-tests_spine_networks_tiny.pt2").mkdir(parents=True)
     for words, problem in (
         ([], "--peer: which one"),
+        (["--peer", "1"], "export/peer1-tests_spine_networks_tiny.pt2 can't be written"),
         (["--peer", "tests.spine.networks:tiny"], "tiny: that is several"),
         (["--peer", "2"], "--peer 2: there is no such peer"),
         (["--peer", "0", "--output", str(tmp_path)], "is a folder"),
     ):
         assert main([str(folder), "--format", "pt2", *words]) == 2
         assert problem in capsys.readouterr().err
+    assert len(list(place.iterdir())) == 1
+    (place / "peer1-tests_spine_networks_tiny.pt2").rmdir()
     assert main([str(folder), "--format", "pt2", "--peer", "1"]) == 0
     told = capsys.readouterr().out
     assert "export/peer1-tests_spine_networks_tiny.pt2" in told
