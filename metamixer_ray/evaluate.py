@@ -149,13 +149,21 @@ def usable_device(name: str) -> torch.device:
 
 
 def write_report(folder: RunFolder, scores: dict[str, Any]) -> None:
-    """Write ``evaluation.json`` and the figures that ``scores`` (of :func:`evaluate_run`) give."""
-    # matplotlib takes a moment, which the plain command need not wait for.
-    from metamixer_ray.tracking.figures import evaluation_figures, figure_png
+    """Write ``evaluation.json`` and the figures that ``scores`` (of :func:`evaluate_run`) give.
 
+    Those of an earlier report in the same folder are replaced, or removed where ``scores`` give none of that name.
+    """
+    # matplotlib takes a moment, which the plain command need not wait for.
+    from metamixer_ray.tracking.figures import EVALUATION_FIGURES, evaluation_figures, figure_png
+
+    earlier = folder.exists("evaluation.json")
     folder.write_json("evaluation.json", scores)
-    for name, figure in evaluation_figures(scores).items():
+    figures = evaluation_figures(scores)
+    for name, figure in figures.items():
         folder.write(f"{name}.png", figure_png(figure))
+    for name in EVALUATION_FIGURES if earlier else ():
+        if name not in figures:
+            folder.remove(f"{name}.png")
 
 
 def as_table(scores: dict[str, Any]) -> str:

@@ -89,7 +89,15 @@ def test_scores_and_drops_are_those_of_the_networks(two: tuple[RunFolder, list[S
 def test_a_report_has_everything_that_was_found(
     two: tuple[RunFolder, list[StagedNetwork], Splits], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(two[0]), "--report", str(tmp_path / "report"), "--json", "--device", "cpu"]) == 0
+    stale = tmp_path / "report" / "corruptions.png"
+    stale.parent.mkdir()
+    stale.touch()
+    words = [str(two[0]), "--report", str(stale.parent), "--json", "--device", "cpu"]
+    assert main(words) == 0
+    assert stale.exists(), "only what an earlier report left is removed"
+    capsys.readouterr()
+    assert main(words) == 0
+    assert not stale.exists()
     said = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "report" / "evaluation.json").read_text()) == said
     assert said["split"] == "digits, test split"

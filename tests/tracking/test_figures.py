@@ -11,6 +11,7 @@ from PIL import Image
 
 from metamixer_ray.tally import Tally
 from metamixer_ray.tracking.figures import (
+    EVALUATION_FIGURES,
     agreement_curves,
     attention_sheet,
     describe_label,
@@ -150,8 +151,8 @@ def test_evaluation_figures_show_every_peer(peers: int, classes: int) -> None:
     tally.add(each.softmax(2), labels)
     names = [f"peer{i}-net" for i in range(peers)]
     told = {
-        "run": "r",
-        "split": "digits, test split",
+        "run": "resnet32-wrn40-2-mobilenetv2-metamixer-dml-photos-20261122-155459",
+        "split": f"/data/{30 * 'w'}/*.parquet, test split",
         **tally.scores(names),
         **tally.details(list(map(str, range(classes)))),
     }
@@ -161,6 +162,7 @@ def test_evaluation_figures_show_every_peer(peers: int, classes: int) -> None:
     spoilt = {"severity": "severity 3", "corruptions": {"blur": {"setting": "much", **drops}}}
     figures = evaluation_figures({**told, **spoilt})
     assert list(figures) == ["per_class", "calibration", *(["agreement"] if peers > 1 else []), "corruptions"]
+    assert tuple(figures) == EVALUATION_FIGURES or peers == 1
     shown = [*names, *(["ensemble"] if peers > 1 else [])]
     assert [text.rpartition("  ")[0] for text in legend_texts(figures["per_class"])] == shown
     assert len(figures["per_class"].axes[0].get_yticks()) == min(classes, 40)
@@ -176,3 +178,7 @@ def test_evaluation_figures_show_every_peer(peers: int, classes: int) -> None:
     ]
     for figure in figures.values():
         assert min(png_size(figure)) > 200
+        assert figure.get_suptitle().endswith("400 images")
+        [title] = [text for text in figure.texts if text.get_text() == figure.get_suptitle()]
+        box = title.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1

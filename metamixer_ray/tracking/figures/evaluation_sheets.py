@@ -1,6 +1,7 @@
 """What stands behind a run's scores: accuracy by class, calibration, who agrees with whom, spoilt images."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -30,6 +31,10 @@ _MOST_NUMBERS = 20  # with more peers, the cells of the agreement have no room f
 _LEGEND_COLUMNS = 5
 _MOST_ACROSS = 5
 _DOTS_HEIGHT = 12.0  # inches
+_TITLE_LETTERS = 9.5  # to an inch
+
+EVALUATION_FIGURES = ("per_class", "calibration", "agreement", "corruptions")
+"""Names of all that there can be."""
 
 
 def evaluation_figures(scores: Scores) -> dict[str, Figure]:
@@ -157,14 +162,11 @@ def agreement_matrix(scores: Scores) -> Figure:
     axes.spines[:].set_visible(False)
     for at, label in enumerate(axes.get_yticklabels()):
         label.set_color(colour_of(at))
-    figure.suptitle(
-        f"Images on which two peers predict the same class (%)\nall {count} at once: {percent(scores['agreement'])} %",
-        fontsize=11,
-        fontweight="bold",
-    )
-    diagonal = "; on the diagonal: top-1 (%)" if count <= _MOST_NUMBERS else ""
-    figure.supxlabel(f"{_images(scores)}{diagonal}", fontsize=9, color=MUTED)
-    if count > _MOST_NUMBERS:
+    together = f"all {count} at once: {percent(scores['agreement'])} %"
+    _title(figure, f"Images on which two peers predict the same class (%)\n{together}", scores)
+    if count <= _MOST_NUMBERS:
+        figure.supxlabel("on the diagonal: top-1 (%)", fontsize=9, color=MUTED)
+    else:
         figure.colorbar(picture, ax=axes, shrink=0.7)
     return figure
 
@@ -192,7 +194,7 @@ def corruption_chart(scores: Scores) -> Figure:
     axes.set_xlim(-0.5, len(lines) - 0.5)
     axes.set_ylabel("top-1 (%)", fontsize=9)
     _title(figure, f"Top-1 on spoilt images, {scores['severity']}", scores)
-    axes.set_xlabel("lines: down from clean images; in %: relative change, mean of the peers", fontsize=9, color=MUTED)
+    axes.set_xlabel("lines: from clean images; in %: relative change, mean of the peers", fontsize=9, color=MUTED)
     _plain(axes, "y")
     _legend(figure, scores)
     return figure
@@ -256,12 +258,11 @@ def _dot(at: int, scores: Scores) -> dict[str, Any]:
     return {"s": 32, "marker": PEER_MARKERS[at % len(PEER_MARKERS)], "color": colour_of(at)}
 
 
-def _images(scores: Scores) -> str:
-    return f"{scores['split']}, {scores['images']:,} images"
-
-
 def _title(figure: Figure, text: str, scores: Scores) -> None:
-    figure.suptitle(f"{text}\n{scores['run']}: {_images(scores)}", fontsize=11, fontweight="bold")
+    # Names of runs and of files are long, figures of one peer narrow.
+    source = f"{scores['run']}: {scores['split']}, {scores['images']:,} images"
+    lines = textwrap.wrap(source, int(_TITLE_LETTERS * figure.get_figwidth()))
+    figure.suptitle("\n".join([text, *lines]), fontsize=11, fontweight="bold")
 
 
 def _plain(axes: Axes, grid: Literal["both", "x", "y"]) -> None:
