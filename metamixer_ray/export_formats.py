@@ -108,11 +108,13 @@ def read_card(metadata: Mapping[str, str]) -> Card:
 def load_network(path: Path | str) -> tuple[StagedNetwork, Card]:
     """The network of a ``safetensors`` file, in evaluation mode on the CPU, and what the file tells of it.
 
-    It maps normalised float32 [B, 3, H, W] to logits [B, C].
+    It maps normalised float32 [B, 3, H, W] to logits [B, C]. The file can name a ``module:function`` as its network,
+    which is then imported and called: don't load files of strangers.
 
     Raises:
-        ConfigError: not a file of this project's, or a network that can't be built here.
+        ConfigError: not a file of this project's, a network that can't be built here, or no safetensors package.
     """
+    FORMATS["safetensors"].check("safetensors")
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -126,7 +128,12 @@ def load_network(path: Path | str) -> tuple[StagedNetwork, Card]:
         network = build_network(
             card.network, classes=len(card.classes), image_size=card.image_size, config=card.options
         )
-    network.network.load_state_dict(weights)
+    try:
+        network.network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{path}: its weights are not those of the {card.network} that is built here: {error}"
+        ) from None
     return network.eval(), card
 
 
@@ -147,8 +154,8 @@ class FileFormat:
         missing = [package for package in self.packages if find_spec(package) is None]
         if missing:
             raise ConfigError(
-                f"--format {name} needs {' and '.join(missing)}: pip install 'metamixer_ray[export]' (or choose "
-                "--format pt2, which needs nothing more)"
+                f"--format {name} needs {', '.join(missing)}: pip install '.[export]' in this project's folder, or "
+                "choose --format pt2, which needs nothing more"
             )
 
 
@@ -182,6 +189,8 @@ def _write_onnx(network: nn.Module, card: Card, path: Path) -> None:
     assert program is not None
     program.model.metadata_props.update(card.metadata("onnx"))
     program.save(path)
+    if len(list(path.parent.glob(f"{path.name}*"))) > 1:
+        raise ConfigError("its weights are too large for the one file of an ONNX graph")
 
 
 def _read_onnx(path: Path) -> Predict:

@@ -59,10 +59,10 @@ def add_noise(images: Tensor, indices: Tensor, *, sigma: float) -> Tensor:
     Args:
         sigma: standard deviation, as a fraction of the range of values.
     """
-    spoilt = []
+    spoilt = torch.empty_like(images)
     # torchvision takes no generator; the global one is put back as it was.
     with torch.random.fork_rng(devices=[]):
-        for image, index in zip(images, indices.tolist(), strict=True):
+        for row, index in enumerate(indices.tolist()):
             seed_torch(torch_seed(0, "corruption", index), torch.device("cpu"))
-            spoilt.append(transforms.gaussian_noise(image, sigma=sigma))
-    return torch.stack(spoilt)
+            spoilt[row] = transforms.gaussian_noise(images[row], sigma=sigma)
+    return spoilt

@@ -29,6 +29,8 @@ def test_an_image_is_spoilt_alike_in_any_batch(corruption: Corruption, images: T
     assert torch.equal(images, before)
     assert (spoilt.dtype, spoilt.shape) == (torch.uint8, images.shape)
     assert not torch.equal(spoilt, images)
+    # A batch whose images are all bad is empty.
+    assert corruption.apply(images[:0], indices[:0]).shape == (0, 3, 32, 32)
     alone = torch.cat([corruption.apply(images[i : i + 1], indices[i : i + 1]) for i in (3, 1)])
     assert torch.equal(alone, spoilt[[3, 1]])
 

@@ -92,6 +92,25 @@ def test_safetensors_build_the_network_again(made: Made, peer: int, tmp_path: Pa
     assert torch.equal(network(inputs), original(inputs))
 
 
+def test_files_that_build_no_network_get_one_error(made: Made, tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "weights.safetensors"
+    export_peer(made[0], ExportOptions(run="four", peer="0", format="safetensors", output=str(path)))
+    card = load_network(path)[1]
+    torn, strange, other = tmp_path / "torn", tmp_path / "strange", tmp_path / "other"
+    torn.write_bytes(path.read_bytes()[:100])
+    safetensors.save_file({"weight": torch.zeros(2)}, strange)
+    safetensors.save_file({"weight": torch.zeros(2)}, other, metadata=card.metadata("safetensors"))
+    for file, problem in (
+        (tmp_path / "none", "can't be read as safetensors"),
+        (torn, "can't be read as safetensors"),
+        (strange, "isn't that of an exported network"),
+        (other, "its weights are not those of the resnet8"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            load_network(file)
+
+
 def test_onnx_takes_raw_images(made: Made, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -163,10 +163,10 @@ def agreement_matrix(scores: Scores) -> Figure:
     for at, label in enumerate(axes.get_yticklabels()):
         label.set_color(colour_of(at))
     together = f"all {count} at once: {percent(scores['agreement'])} %"
-    _title(figure, f"Images on which two peers predict the same class (%)\n{together}", scores)
-    if count <= _MOST_NUMBERS:
-        figure.supxlabel("on the diagonal: top-1 (%)", fontsize=9, color=MUTED)
-    else:
+    diagonal = "; on the diagonal: top-1 (%)" if count <= _MOST_NUMBERS else ""
+    _title(figure, "Images on which two peers predict the same class (%)", scores)
+    figure.supxlabel(f"{together}{diagonal}", fontsize=9, color=MUTED)
+    if count > _MOST_NUMBERS:
         figure.colorbar(picture, ax=axes, shrink=0.7)
     return figure
 
@@ -260,8 +260,10 @@ def _dot(at: int, scores: Scores) -> dict[str, Any]:
 
 def _title(figure: Figure, text: str, scores: Scores) -> None:
     # Names of runs and of files are long, figures of one peer narrow.
-    source = f"{scores['run']}: {scores['split']}, {scores['images']:,} images"
-    lines = textwrap.wrap(source, int(_TITLE_LETTERS * figure.get_figwidth()))
+    run, images = scores["run"], f"{scores['split']}, {scores['images']:,} images"
+    room = int(_TITLE_LETTERS * figure.get_figwidth())
+    parts = [f"{run}: {images}"] if len(run) + len(images) + 2 <= room else [run, images]
+    lines = [line for part in parts for line in textwrap.wrap(part, room)]
     figure.suptitle("\n".join([text, *lines]), fontsize=11, fontweight="bold")
 
 
