@@ -110,11 +110,13 @@ def open_trained(folder: RunFolder, options: RunOptions | None = None) -> Traine
     load_trained(networks, folder, None)
     # What a sweep's trial must not see is not shown here either.
     images = splits.test if other else splits.watched(tested=config.test)
+    part = "test" if images is splits.test else "validation"
     return TrainedRun(
         config=config,
         networks=networks,
         images=images,
-        split=f"{(other or config.dataset).data}, {'test' if images is splits.test else 'validation'} split",
+        # Other data need not have a part of that name.
+        split=other.data if other else f"{config.dataset.data}, {part} split",
         classes=splits.classes,
         mean=tuple(facts["mean"]),
         std=tuple(facts["std"]),

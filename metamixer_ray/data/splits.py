@@ -101,7 +101,7 @@ def load_splits(config: DataConfig, *, processes: int = 1, scored_only: bool = F
     else:
         parts = _decoded(config, source, folder, processes)
     labels = parts.train.labels.numpy()
-    if len(np.unique(labels)) < 2:
+    if not scored_only and len(np.unique(labels)) < 2:
         raise DataError(
             f"--data {config.data}: the training part holds images of one class only; there is nothing to tell apart"
         )

@@ -12,7 +12,8 @@ from metamixer_ray.data.corruptions import common_corruptions
 from metamixer_ray.evaluate import EvaluateOptions, as_table, evaluate_run, main
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.networks import StagedNetwork
-from tests.data.drawing import class_folders, drawn_set
+from metamixer_ray.tracking.figures import evaluation_figures
+from tests.data.drawing import class_folders, drawn_set, encoded, picture, write_parquet
 from tests.spine.run_folder import make_run
 
 
@@ -121,6 +122,19 @@ def test_places_and_devices_that_are_none_get_one_error(
     ):
         assert main([str(two[0]), *words]) == 2
         assert problem in capsys.readouterr().err
+
+
+def test_images_of_one_class_can_be_scored(two: tuple[RunFolder, list[StagedNetwork], Splits], tmp_path: Path) -> None:
+    names = two[2].classes
+    photos = write_parquet(
+        tmp_path / "photos.parquet", [encoded(picture(i, mode="L")) for i in range(4)], [3] * 4, names=names
+    )
+    found = evaluate_run(two[0], EvaluateOptions(run="two", data=str(photos), image_column="image"))
+    assert (found["split"], found["images"]) == (str(photos), 4)
+    assert [row["images"] for row in found["per_class"]] == [4 * (name == names[3]) for name in names]
+    figure = evaluation_figures(found)["per_class"]
+    low, high = figure.axes[0].get_xlim()
+    assert high - low >= 5
 
 
 def test_a_single_peer_has_neither_ensemble_nor_agreement(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ _LEGEND_COLUMNS = 5
 _MOST_ACROSS = 5
 _DOTS_HEIGHT = 12.0  # inches
 _TITLE_LETTERS = 9.5  # to an inch
+_LEAST_RANGE = 5.0  # points, so that next to equal shares look so
 
 EVALUATION_FIGURES = ("per_class", "calibration", "agreement", "corruptions")
 """Names of all that there can be."""
@@ -72,6 +73,7 @@ def class_accuracies(scores: Scores) -> Figure:
     axes.set_ylim(len(shown) - 0.5, -0.5)
     hidden = f", the {len(shown)} hardest of {len(rows)} classes" if len(shown) < len(rows) else ""
     _title(figure, f"Top-1 by class{hidden}", scores)
+    axes.set_xlim(*_widened(*axes.get_xlim()))
     axes.set_xlabel("top-1 (%); dotted: over all images.  In brackets: images", fontsize=9)
     _plain(axes, "x")
     _legend(figure, scores)
@@ -142,8 +144,7 @@ def agreement_matrix(scores: Scores) -> Figure:
     axes = figure.subplots()
     others = ~np.eye(count, dtype=bool)
     low, high = shares[others].min(), shares[others].max()
-    # At least five points of range, so that next to equal shares look so.
-    low = min(low, high - 5)
+    low = min(low, high - _LEAST_RANGE)
     picture = axes.imshow(np.where(others, shares, np.nan), cmap="Blues", vmin=low - 0.35 * (high - low), vmax=high)
     size = 10 if count <= 10 else 7
     for i, j in np.ndindex(count, count) if count <= _MOST_NUMBERS else ():
@@ -194,6 +195,7 @@ def corruption_chart(scores: Scores) -> Figure:
     axes.set_xlim(-0.5, len(lines) - 0.5)
     axes.set_ylabel("top-1 (%)", fontsize=9)
     _title(figure, f"Top-1 on spoilt images, {scores['severity']}", scores)
+    axes.set_ylim(*_widened(*axes.get_ylim()))
     axes.set_xlabel("lines: from clean images; in %: relative change, mean of the peers", fontsize=9, color=MUTED)
     _plain(axes, "y")
     _legend(figure, scores)
@@ -232,6 +234,12 @@ def _histogram(axes: Axes, bins: Mapping[str, Any], colour: str) -> None:
     axes.tick_params(labelbottom=True)
     axes.set_ylim(0)
     _plain(axes, "both")
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    """Limits of an axis in percent that are not too near to each other."""
+    missing = max(0.0, _LEAST_RANGE - (high - low))
+    return low - missing / 2, high + missing / 2
 
 
 def _names(scores: Scores) -> list[str]:
