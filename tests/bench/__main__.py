@@ -18,7 +18,7 @@ SECTIONS: tuple[Section, ...] = ("limit", "textbook", "peers", "classes-batch", 
 class Options:
     """Measure and print a table of ratios: ours to what it is compared with, both run in turn.
 
-    All sections take under 15 minutes on an idle machine of two cores. Nothing is asserted; a busy machine blurs the
+    All sections take about 20 minutes on an idle machine of two cores. Nothing is asserted; a busy machine blurs the
     figures, most of all those in seconds and images/s.
     """
 
