@@ -6,8 +6,10 @@ from typing import Literal, get_args
 
 from metamixer_ray.errors import ConfigError
 
-MixerName = Literal["none", "mixup", "cutmix", "manifold-mixup", "metamixer"]
+MixerName = Literal["none", "mixup", "cutmix", "cutnmix", "resizemix", "manifold-mixup", "metamixer"]
 Pairing = Literal["cross-class", "within-class", "free"]
+MOST_CUTS = 16
+"""More boxes would leave nothing to be seen of an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +22,16 @@ class MixingConfig:
     """MetaMixer only: whom local mixing pairs. 'cross-class' cuts from the other class of the quadruple and
     interpolates within the class, 'within-class' the other way round, 'free' takes random rows for both."""
     local_alpha: float = 1.0
-    """Beta(alpha, alpha) of local mixing (cutmix, metamixer): the kept area before the box is clipped."""
+    """Beta(alpha, alpha) of local mixing (cutmix, cutnmix, metamixer): the kept area before a box is
+    clipped."""
     global_alpha: float = 1.0
     """Beta(alpha, alpha) of global mixing (mixup, manifold-mixup, metamixer): the interpolation weight."""
     local_probability: float = 0.5
-    """Probability that a batch is mixed locally (cutmix, metamixer)."""
+    """Probability that a batch is mixed locally (cutmix, cutnmix, resizemix, metamixer)."""
     global_probability: float = 0.5
     """Probability that a batch is mixed globally (mixup, manifold-mixup, metamixer)."""
+    cuts: int = 2
+    """Cut^nMix only: its n, the boxes that are pasted into each image, every one from another random image."""
     mix_together: bool = False
     """MetaMixer only: one coin decides on both kinds of mixing, with --local-probability for both (and
     --global-probability unused), instead of one independent coin for each."""
@@ -44,6 +49,8 @@ class MixingConfig:
         _check_alpha("--global-alpha", self.global_alpha)
         _check_probability("--local-probability", self.local_probability)
         _check_probability("--global-probability", self.global_probability)
+        if not 1 <= self.cuts <= MOST_CUTS:
+            raise ConfigError(f"--cuts must lie between 1 (as CutMix) and {MOST_CUTS}, got {self.cuts}")
         if self.off_epochs < 0:
             raise ConfigError(f"--off-epochs must be 0 or more, got {self.off_epochs}")
         if self.mix_stages is not None:

@@ -15,9 +15,9 @@ class RowMixture:
     row: int
     sources: tuple[tuple[int, float], ...]
     """(source row, label weight), each source once, heaviest first; sources without weight are left out."""
-    box: Box | None
-    """Where local mixing pasted into this row: top, left, bottom, right in pixels; None if nowhere."""
-    partner_box: Box | None
+    boxes: tuple[Box, ...]
+    """Where local mixing pasted into this row: top, left, bottom, right in pixels; empty boxes are left out."""
+    partner_boxes: tuple[Box, ...]
     """The same for the row that global mixing blends in."""
     stage: int | None
     """Stage of global mixing, 0 = the input; None if there is none."""
@@ -48,15 +48,15 @@ def describe_row(plan: MixPlan, row: int) -> RowMixture:
     return RowMixture(
         row=row,
         sources=tuple(sources),
-        box=_box(plan.local, row),
-        partner_box=None if glob is None else _box(plan.local, int(glob.partner[row])),
+        boxes=_boxes(plan.local, row),
+        partner_boxes=() if glob is None else _boxes(plan.local, int(glob.partner[row])),
         stage=None if glob is None else glob.stage,
         kept=None if glob is None else float(glob.kept[row]),
     )
 
 
-def _box(local: LocalMix | None, row: int) -> Box | None:
+def _boxes(local: LocalMix | None, row: int) -> tuple[Box, ...]:
     if local is None:
-        return None
-    top, left, bottom, right = (int(edge) for edge in local.boxes[row])
-    return None if top >= bottom or left >= right else (top, left, bottom, right)
+        return ()
+    boxes = ((top, left, bottom, right) for top, left, bottom, right in local.boxes[:, row].tolist())
+    return tuple(box for box in boxes if box[0] < box[2] and box[1] < box[3])

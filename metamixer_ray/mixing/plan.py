@@ -20,18 +20,30 @@ from metamixer_ray.randomness import numpy_generator
 
 @dataclass(frozen=True, eq=False)
 class LocalMix:
-    """CutMix at the input: row i takes the pixels inside its box from row ``partner[i]``."""
+    """Pasting at the input: row i takes what is inside its n-th box from row ``partners[n, i]``.
 
-    partner: Tensor
-    """int64 [B], the row that the box is cut from."""
+    Partners are pasted as they were before mixing, later boxes over earlier ones. CutMix has N = 1 box, Cut^nMix
+    several.
+    """
+
+    partners: Tensor
+    """int64 [N, B], the rows that are pasted from."""
     boxes: Tensor
-    """int64 [B, 4]: top, left, bottom, right in pixels, clipped to the image, half-open."""
-    kept: Tensor
-    """float32 [B], the exact share of the row's own pixels left outside the clipped box."""
+    """int64 [N, B, 4]: top, left, bottom, right in pixels, clipped to the image, half-open."""
+    weights: Tensor
+    """float32 [N + 1, B], exact shares of the pixels: those left of the row itself, then those seen of each box."""
+    resized: bool = False
+    """Whether a box shows the whole partner, scaled down to it, instead of the part of the partner that lies there."""
+
+    @property
+    def kept(self) -> Tensor:
+        """float32 [B], the share of the row's own pixels left outside of all boxes."""
+        return self.weights[0]
 
     def to(self, device: torch.device | str) -> LocalMix:
         """The same on ``device``."""
-        return LocalMix(_move(self.partner, device), _move(self.boxes, device), _move(self.kept, device))
+        partners, boxes, weights = (_move(tensor, device) for tensor in (self.partners, self.boxes, self.weights))
+        return LocalMix(partners, boxes, weights, self.resized)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,16 +139,16 @@ def label_sources(plan: MixPlan) -> tuple[Tensor, Tensor]:
     """The source rows of every mixed row, and their label weights.
 
     Returns (indices int64 [B, S], weights float32 [B, S]); weights of a row sum to one, column 0 is the row
-    itself. S is 1 (unmixed), 2 (one kind of mixing) or 4 (both): own row and its local partner, then the
-    global partner and *its* local partner, since local mixing comes first. With random partners an index may
-    occur twice in a row.
+    itself. S is 1 (unmixed), N + 1 (N boxes pasted), twice that with global mixing: own row and its local
+    partners, then the global partner and *its* local partners, since local mixing comes first. With random
+    partners an index may occur twice in a row.
     """
     device = next((mix.kept.device for mix in (plan.local, plan.glob) if mix is not None), None)
     indices = torch.arange(plan.rows, device=device)[:, None]
     weights = torch.ones(plan.rows, 1, device=device)
     if plan.local is not None:
-        indices = torch.cat((indices, plan.local.partner[:, None]), dim=1)
-        weights = torch.stack((plan.local.kept, 1 - plan.local.kept), dim=1)
+        indices = torch.cat((indices, plan.local.partners.T), dim=1)
+        weights = plan.local.weights.T
     if plan.glob is not None:
         partner, kept = plan.glob.partner, plan.glob.kept[:, None]
         indices = torch.cat((indices, indices[partner]), dim=1)

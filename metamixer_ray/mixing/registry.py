@@ -7,10 +7,12 @@ import numpy as np
 
 from metamixer_ray.mixing.config import MixerName, MixingConfig
 from metamixer_ray.mixing.cutmix import CutMix
+from metamixer_ray.mixing.cutnmix import CutNMix
 from metamixer_ray.mixing.manifold_mixup import ManifoldMixup
 from metamixer_ray.mixing.metamixer import MetaMixer
 from metamixer_ray.mixing.mixup import MixUp
 from metamixer_ray.mixing.plan import Mixer, MixPlan
+from metamixer_ray.mixing.resizemix import ResizeMix
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ MIXERS: dict[MixerName, Callable[[MixingConfig], Mixer]] = {
     "none": NoMixing,
     "mixup": MixUp,
     "cutmix": CutMix,
+    "cutnmix": CutNMix,
+    "resizemix": ResizeMix,
     "manifold-mixup": ManifoldMixup,
     "metamixer": MetaMixer,
 }

@@ -8,9 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metamixer_ray.mixing import GlobalMix, LocalMix, MixingConfig, MixPlan, build_mixer, draw_plan
+from metamixer_ray.mixing import GlobalMix, LocalMix, MixingConfig, MixPlan, build_mixer, draw_plan, local_mixing
 from metamixer_ray.mixing.config import MixerName, Pairing
-from metamixer_ray.mixing.local_mixing import kept_share
 
 quick = settings(max_examples=60, deadline=None)
 
@@ -23,6 +22,7 @@ configs = st.builds(
     pairing=st.sampled_from(get_args(Pairing)),
     local_alpha=st.floats(0.05, 5),
     global_alpha=st.floats(0.05, 5),
+    cuts=st.integers(1, 4),
     local_probability=st.sampled_from((0.0, 0.5, 1.0, 1.0, 1.0)),
     global_probability=st.sampled_from((0.0, 0.5, 1.0, 1.0, 1.0)),
 )
@@ -72,9 +72,8 @@ def drawn_plans(draw: st.DrawFn, configs: st.SearchStrategy[MixingConfig] = conf
 
 
 def local_mix(partner: Tensor, boxes: np.ndarray, *, height: int, width: int) -> LocalMix:
-    """A local mix with given boxes [B, 4]."""
-    kept = kept_share(boxes, height=height, width=width)
-    return LocalMix(partner, torch.from_numpy(boxes), torch.from_numpy(kept))
+    """A local mix of one given box [B, 4] per row."""
+    return local_mixing.local_mix(partner[None], boxes[None], height=height, width=width)
 
 
 def global_plan(rows: int, *, stage: int, seed: int = 0) -> MixPlan:
@@ -99,7 +98,8 @@ def flat(plan: MixPlan) -> list[object]:
     """Everything in a plan as plain values."""
     values: list[object] = [plan.rows]
     if plan.local is not None:
-        values += ["local", plan.local.partner.tolist(), plan.local.boxes.tolist(), plan.local.kept.tolist()]
+        values += ["local", plan.local.partners.tolist(), plan.local.boxes.tolist(), plan.local.weights.tolist()]
+        values += [plan.local.resized]
     if plan.glob is not None:
         values += ["global", plan.glob.partner.tolist(), plan.glob.kept.tolist(), plan.glob.stage]
     return values

@@ -23,6 +23,8 @@ from tests.mixing.plans import plan_of
         ("local_probability", -0.1),
         ("local_probability", float("nan")),
         ("global_probability", 1.1),
+        ("cuts", 0),
+        ("cuts", 17),
         ("off_epochs", -1),
         ("mix_stages", ()),
         ("mix_stages", (-1,)),

@@ -15,8 +15,8 @@ def test_a_row_by_hand() -> None:
     plan = MixPlan(4, local, GlobalMix(torch.tensor([1, 0, 3, 2]), torch.full((4,), 0.5), 2))
     mixture = describe_row(plan, 0)
     assert mixture.sources == ((1, 0.5), (0, 0.375), (2, 0.125))
-    assert mixture.box == (0, 0, 2, 2)
-    assert mixture.partner_box is None
+    assert mixture.boxes == ((0, 0, 2, 2),)
+    assert mixture.partner_boxes == ()
     assert (mixture.stage, mixture.kept) == (2, 0.5)
     assert mixture.class_weights([0, 0, 1, 1]) == {0: 0.875, 1: 0.125}
     assert mixture.caption([0, 0, 1, 1], ["cat", "dog"]) == "cat 0.88 + dog 0.12"
@@ -25,7 +25,7 @@ def test_a_row_by_hand() -> None:
 def test_an_unmixed_row() -> None:
     mixture = describe_row(MixPlan(4), 3)
     assert mixture.sources == ((3, 1.0),)
-    assert (mixture.box, mixture.partner_box, mixture.stage, mixture.kept) == (None, None, None, None)
+    assert (mixture.boxes, mixture.partner_boxes, mixture.stage, mixture.kept) == ((), (), None, None)
     assert mixture.caption([0, 0, 1, 1], ["cat", "dog"]) == "dog 1.00"
 
 

@@ -141,7 +141,7 @@ def test_lambda_follows_its_beta_up_to_the_rounding(alpha: float) -> None:
     assert np.abs(empirical - stats.beta(alpha, alpha).cdf(edges)).max() < 0.015
 
 
-@pytest.mark.parametrize("mixer", ["mixup", "cutmix", "manifold-mixup", "metamixer"])
+@pytest.mark.parametrize("mixer", ["mixup", "cutmix", "cutnmix", "manifold-mixup", "metamixer"])
 @pytest.mark.parametrize(("local_alpha", "global_alpha"), [(1000.0, 0.01), (0.01, 1000.0)])
 def test_each_kind_of_mixing_has_its_own_alpha(mixer: MixerName, local_alpha: float, global_alpha: float) -> None:
     """A large alpha gives lambdas about one half, a small one lambdas of 0 or 1."""
@@ -151,6 +151,7 @@ def test_each_kind_of_mixing_has_its_own_alpha(mixer: MixerName, local_alpha: fl
         global_alpha=global_alpha,
         local_probability=1,
         global_probability=1,
+        cuts=1,
     )
     plan = plan_of(config, rows=1000, height=64, width=64)
     if plan.glob is not None:
@@ -160,8 +161,8 @@ def test_each_kind_of_mixing_has_its_own_alpha(mixer: MixerName, local_alpha: fl
         # Half of the area is a box of 0.7 of the sides, which clipping never shrinks to nothing.
         empty = plan.local.kept == 1
         assert empty.float().mean().item() == pytest.approx(0 if local_alpha > 1 else 0.5, abs=0.05)
-    assert (plan.local is not None) == (mixer in ("cutmix", "metamixer"))
-    assert (plan.glob is not None) == (mixer != "cutmix")
+    assert (plan.local is not None) == (mixer in ("cutmix", "cutnmix", "metamixer"))
+    assert (plan.glob is not None) == (mixer not in ("cutmix", "cutnmix"))
 
 
 def test_every_row_has_its_own_lambda_and_box() -> None:
@@ -169,7 +170,7 @@ def test_every_row_has_its_own_lambda_and_box() -> None:
     assert plan.local is not None
     assert plan.glob is not None
     assert len(plan.glob.kept.unique()) > 32
-    assert len(plan.local.boxes.unique(dim=0)) > 32
+    assert len(plan.local.boxes[0].unique(dim=0)) > 32
 
 
 @given(drawn_plans())
@@ -179,15 +180,15 @@ def test_plans_are_well_formed(drawn: tuple[MixPlan, int, int]) -> None:
     assert plan.mixed == (plan.local is not None or plan.glob is not None)
     if plan.local is not None:
         local = plan.local
-        assert (local.partner.dtype, local.boxes.dtype, local.kept.dtype) == (
-            torch.int64,
-            torch.int64,
-            torch.float32,
-        )
-        top, left, bottom, right = local.boxes.unbind(1)
+        dtypes = (local.partners.dtype, local.boxes.dtype, local.weights.dtype)
+        assert dtypes == (torch.int64, torch.int64, torch.float32)
+        count = len(local.partners)
+        assert local.boxes.shape == (count, plan.rows, 4)
+        assert local.weights.shape == (count + 1, plan.rows)
+        top, left, bottom, right = local.boxes.unbind(2)
         assert ((top >= 0) & (top <= bottom) & (bottom <= height)).all()
         assert ((left >= 0) & (left <= right) & (right <= width)).all()
-        assert sorted(local.partner.tolist()) == list(range(plan.rows))
+        assert all(sorted(partner) == list(range(plan.rows)) for partner in local.partners.tolist())
     if plan.glob is not None:
         glob = plan.glob
         assert (glob.partner.dtype, glob.kept.dtype) == (torch.int64, torch.float32)
@@ -204,7 +205,8 @@ def test_label_sources_are_convex_weights_of_the_row_itself_and_others(
     indices, weights = label_sources(plan)
     assert indices.dtype == torch.int64
     assert weights.dtype == torch.float32
-    assert indices.shape == weights.shape == (plan.rows, (1 + bool(plan.local)) * (1 + bool(plan.glob)))
+    local_sources = 1 if plan.local is None else 1 + len(plan.local.partners)
+    assert indices.shape == weights.shape == (plan.rows, local_sources * (1 + bool(plan.glob)))
     assert indices[:, 0].tolist() == list(range(plan.rows))
     assert (weights >= 0).all()
     assert torch.allclose(weights.sum(1), torch.ones(plan.rows), atol=1e-6)
@@ -221,6 +223,7 @@ def test_moving_a_plan_moves_every_tensor() -> None:
     moved = plan_of(BOTH).to(torch.device("meta"))
     assert moved.local is not None
     assert moved.glob is not None
-    tensors = (moved.local.partner, moved.local.boxes, moved.local.kept, moved.glob.partner, moved.glob.kept)
+    local = (moved.local.partners, moved.local.boxes, moved.local.weights)
+    tensors = (*local, moved.glob.partner, moved.glob.kept)
     assert all(tensor.is_meta for tensor in tensors)
     assert all(tensor.is_meta for tensor in label_sources(moved))

@@ -87,7 +87,7 @@ def test_who_meets_whom(pairing: str, local_partner: list[int], global_partner: 
     plan = plan_of(config, rows=4)
     assert plan.local is not None
     assert plan.glob is not None
-    assert plan.local.partner.tolist() == local_partner
+    assert plan.local.partners[0].tolist() == local_partner
     assert plan.glob.partner.tolist() == global_partner
 
 
@@ -95,7 +95,7 @@ def test_free_pairs_are_permutations_that_leave_the_quadruple() -> None:
     plan = plan_of(MixingConfig(pairing="free", local_probability=1, global_probability=1), rows=64)
     assert plan.local is not None
     assert plan.glob is not None
-    for partner in (plan.local.partner, plan.glob.partner):
+    for partner in (plan.local.partners[0], plan.glob.partner):
         assert sorted(partner.tolist()) == list(range(64))
         assert (partner // 4 != torch.arange(64) // 4).any()
-    assert not torch.equal(plan.local.partner, plan.glob.partner)
+    assert not torch.equal(plan.local.partners[0], plan.glob.partner)

@@ -39,7 +39,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "image_size": st.none() | st.integers(4, 512),
     "validation_fraction": st.floats(0, 0.99),
     "sampler": st.sampled_from(["auto", "quadruple", "shuffle"]),
-    "mixer": st.sampled_from(["none", "mixup", "cutmix", "manifold-mixup", "metamixer"]),
+    "mixer": st.sampled_from(["none", "mixup", "cutmix", "cutnmix", "manifold-mixup", "metamixer"]),
     "global_alpha": positive,
     "mix_together": st.booleans(),
     "mix_stages": st.none() | st.sets(st.integers(0, 9), min_size=1).map(lambda s: tuple(sorted(s))),
