@@ -48,7 +48,8 @@ class Snapshot:
     """A peer as it was at one moment, in copies of its own: training goes on while this is written.
 
     Attributes:
-        content: what ``peerN.pt`` holds: ``network``, ``optimizer``, ``progress``, and ``distiller`` where that learns.
+        content: what ``peerN.pt`` holds: ``network``, ``optimizer``, ``progress``, ``distiller`` where that learns, and
+            ``told`` where others keep a copy of the network.
         identity: the settings and images it belongs to.
     """
 
@@ -78,16 +79,24 @@ def take_snapshot(
     progress: Progress,
     identity: Mapping[str, Any],
     distiller: nn.Module | None = None,
+    told: torch.Tensor | None = None,
 ) -> Snapshot:
     """Copy all that a peer needs to go on: its tensors to new ones on the CPU.
 
     Args:
         distiller: what the distiller learns itself, if anything. It stands apart from the network, which alone is
             evaluated and exported.
+        told: what others have of the network, where they keep a copy.
     """
-    content = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
+    content: dict[str, Any] = {
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": asdict(progress),
+    }
     if distiller is not None:
         content["distiller"] = distiller.state_dict()
+    if told is not None:
+        content["told"] = told
     return Snapshot(peer=peer, content=_copied(content), identity=dict(identity))
 
 
@@ -159,3 +168,13 @@ def restore_peer(
     if distiller is not None:
         distiller.load_state_dict(saved["distiller"])
     return Progress(**saved["progress"])
+
+
+def read_told(folder: Path, peer: int, identity: Mapping[str, Any]) -> torch.Tensor:
+    """What the other peers had of this one's network, float32 [n] on the CPU.
+
+    Raises:
+        CheckpointError: see :func:`read_peer`.
+    """
+    told: torch.Tensor = read_peer(folder, peer, identity)["told"]
+    return told

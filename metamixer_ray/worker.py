@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from metamixer_ray.checkpoint import Progress, restore_peer, take_snapshot
+from metamixer_ray.checkpoint import Progress, read_told, restore_peer, take_snapshot
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.data import (
     Batch,
@@ -35,14 +35,17 @@ from metamixer_ray.distill import (
     Distiller,
     Exchange,
     Own,
+    StaleCopies,
     attention_agreement,
     exchanges_statistics,
     feature_statistics,
+    flat_state,
     kd_ramp,
     learnt_by,
     mean_over_places,
     statistics_loss,
     statistics_message,
+    takes_copies,
 )
 from metamixer_ray.evaluation import Evaluation, evaluate
 from metamixer_ray.flags import MAX_SKIPPED_IN_A_ROW, agree_on_images, diverged, share_flags
@@ -96,6 +99,8 @@ class Peer:
     distiller: Distiller
     learnt: nn.Module | None
     """What the distiller learns itself; no part of the network that is evaluated and exported."""
+    stale: StaleCopies | None
+    """Copies of the other peers' networks, for distillers that ask those."""
     exchange: Exchange
     silence: Exchange
     """What steps without an exchange use in its place: nobody is told anything, and nobody heard."""
@@ -120,6 +125,9 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
     progress, start = Progress(), session.start_from()
     if start is not None:
         progress = restore_peer(start, mesh.peer, peer.network.network, peer.optimizer, identified, peer.learnt)
+        if peer.stale is not None:
+            peer.stale.told = read_told(start, mesh.peer, identified).to(device)
+            peer.stale.refresh({other: read_told(start, other, identified) for other in range(mesh.peers)})
         # Whoever keeps the rows may have died between taking checkpoints and writing their rows. A row that is there
         # already is not written twice. The file is the first replica's, so each says again who it is.
         told = [json.loads(report) | {"replica": mesh.replica} for report in progress.reports]
@@ -139,6 +147,7 @@ def set_up(config: TrainConfig, mesh: PeerMesh, device: torch.device, splits: Sp
     distiller = peer_distiller(config, network, mesh.peer, image_size=splits.train.image_size)
     learnt = learnt_by(distiller)
     modules = [network] if learnt is None else [network, learnt.to(device)]
+    stale = StaleCopies(networks, mesh.peer, device) if takes_copies(config.distillation) else None
     forward: nn.Module = network
     if config.compile:
         forward = network.compiled()
@@ -161,6 +170,7 @@ def set_up(config: TrainConfig, mesh: PeerMesh, device: torch.device, splits: Sp
         mixer=build_mixer(config.mixing),
         distiller=distiller,
         learnt=learnt,
+        stale=stale,
         exchange=Exchange(mesh.peer_group, device, EXCHANGE_DTYPES[config.distillation.exchange_dtype]),
         silence=Exchange(None, device),
         stages_to_mix=min(stage_counts),
@@ -256,6 +266,11 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     labels = F.one_hot(batch.labels.to(device, non_blocking=True), len(peer.splits.classes)).float()
     targets = mix_targets(labels, plan)
 
+    # How much it is to learn from the others, and with copies of them, how they have become.
+    kd_weight = config.distillation.kd_weight * kd_ramp(config.distillation, now, config.epochs)
+    if peer.stale is not None and step % config.distillation.stale_steps == 0:
+        refresh_copies(peer, peer.stale)
+
     # This peer's view of them.
     features: dict[int, Tensor] = {}
     watch = exchange.peers > 1 and exchanges_statistics(config.distillation, batch.step)
@@ -271,6 +286,9 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     own = Own(logits=logits, targets=targets)
     for stage in embedded:
         own = replace(own, embedding=mean_over_places(features[stage], layouts[stage]))
+    if peer.stale is not None and kd_weight > 0:
+        with autocast(peer.precision, device):
+            own = replace(own, stale=peer.stale.look(images, mix_tap(plan)))
     with torch.set_grad_enabled(config.distillation.statistics_weight > 0):
         statistics = feature_statistics(
             [features[stage] for stage in compared],
@@ -285,7 +303,7 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
         reduce=peer.distiller.reduce,
         beside=statistics_message(statistics),
         control=Control(step=step, wish_checkpoint=wish_checkpoint and exchange is peer.exchange),
-        also_finite=cross_entropy,
+        also_finite=cross_entropy + own.stale.sum(),
     )
     hits = targets.gather(1, logits.argmax(dim=1, keepdim=True)).mean()
     for group in peer.optimizer.param_groups:
@@ -296,7 +314,6 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     # What it learns.
     kd = peer.distiller.loss(own, heard)
     unlikeness = statistics_loss(statistics, heard)
-    kd_weight = config.distillation.kd_weight * kd_ramp(config.distillation, now, config.epochs)
     loss = cross_entropy + kd_weight * kd
     if config.distillation.statistics_weight > 0:
         loss = loss + config.distillation.statistics_weight * unlikeness
@@ -324,6 +341,23 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     return flags
 
 
+def refresh_copies(peer: Peer, stale: StaleCopies) -> None:
+    """Tell the other peers how this one's network has become, and hear it of theirs."""
+    share_buffers(peer)
+    stale.told = flat_state(peer.network)
+    order = peer.mesh.peers_by_rank
+    told = peer.exchange.spread(stale.told, [stale.sizes[other] for other in order])
+    stale.refresh(dict(zip(order, told, strict=True)))
+
+
+def share_buffers(peer: Peer) -> None:
+    """Give all replicas the first one's running statistics: each has those of its own slices, and a checkpoint holds
+    the first one's."""
+    if peer.mesh.replica_group is not None:
+        for buffer in peer.network.buffers():
+            dist.broadcast(buffer, group=peer.mesh.replica_group, group_src=0)
+
+
 def checkpoint_writer(peer: Peer, progress: Progress) -> WriteCheckpoint | None:
     """The function that writes this peer's files as they should be now, whenever it is called; the first replica
     writes for all of its peer."""
@@ -337,6 +371,7 @@ def checkpoint_writer(peer: Peer, progress: Progress) -> WriteCheckpoint | None:
         progress,
         checkpoint_identity(peer.config, peer.splits),
         peer.learnt,
+        None if peer.stale is None else peer.stale.told,
     ).write
 
 
@@ -357,10 +392,7 @@ def evaluate_epoch(peer: Peer, epoch: int) -> tuple[Evaluation | None, Evaluatio
     last = epoch + 1 == peer.config.epochs
     if not last and (epoch + 1) % peer.config.evaluate_every:
         return None, None
-    if peer.mesh.replica_group is not None:
-        # Each replica's running statistics end in its own slices; what is scored is what the checkpoint holds.
-        for buffer in peer.network.buffers():
-            dist.broadcast(buffer, group=peer.mesh.replica_group, group_src=0)
+    share_buffers(peer)
     if peer.splits.validation is None:
         scores = score(peer.splits.test)
         return scores, scores if last else None

@@ -15,7 +15,10 @@ def space() -> dict[str, Any]:
                     # Not okddip, which two peers can't do: add it for three or more.
                     "distiller": hp.choice(
                         "distiller",
-                        ["dml", "ensemble", "ensemble-gated", "kdcl-naive", "kdcl-linear", "kdcl-minlogit", "mcl"],
+                        [
+                            *("dml", "ensemble", "ensemble-gated", "kdcl-naive", "kdcl-linear", "kdcl-minlogit"),
+                            *("codistillation", "mcl"),
+                        ],
                     ),
                     "kd_weight": hp.loguniform("kd_weight", -2.3, 1.4),  # 0.1 to 4
                     "temperature": hp.uniform("temperature", 1.0, 6.0),

@@ -5,9 +5,17 @@ A step reads: ``say`` what the others need of this peer, ``start`` the exchange,
 is its own.
 """
 
+from metamixer_ray.distill.codistillation import StaleCopies, flat_state
 from metamixer_ray.distill.config import DistillConfig, exchanges_statistics, kd_ramp
 from metamixer_ray.distill.control import MAX_PEERS_IN_BF16, Control, ControlSum, PeersDisagree, PeersDrifted
-from metamixer_ray.distill.distiller import Distiller, build_distiller, distiller_names, learnt_by, takes_embedding
+from metamixer_ray.distill.distiller import (
+    Distiller,
+    build_distiller,
+    distiller_names,
+    learnt_by,
+    takes_copies,
+    takes_embedding,
+)
 from metamixer_ray.distill.exchange import EXCHANGE_DTYPES, Exchange, ExchangeCost, Pending
 from metamixer_ray.distill.heard import Heard, Reduce
 from metamixer_ray.distill.layout import Layout, mean_over_places, read_layout
@@ -37,12 +45,14 @@ __all__ = [
     "PeersDrifted",
     "Pending",
     "Reduce",
+    "StaleCopies",
     "attention_agreement",
     "attention_map",
     "build_distiller",
     "distiller_names",
     "exchanges_statistics",
     "feature_statistics",
+    "flat_state",
     "kd_ramp",
     "learnt_by",
     "mean_over_places",
@@ -50,5 +60,6 @@ __all__ = [
     "similarity_matrix",
     "statistics_loss",
     "statistics_message",
+    "takes_copies",
     "takes_embedding",
 ]

@@ -8,7 +8,16 @@ from metamixer_ray.distill.control import MAX_PEERS_IN_BF16
 from metamixer_ray.errors import ConfigError
 
 DistillerName = Literal[
-    "none", "dml", "ensemble", "ensemble-gated", "kdcl-naive", "kdcl-linear", "kdcl-minlogit", "okddip", "mcl"
+    "none",
+    "dml",
+    "ensemble",
+    "ensemble-gated",
+    "kdcl-naive",
+    "kdcl-linear",
+    "kdcl-minlogit",
+    "codistillation",
+    "okddip",
+    "mcl",
 ]
 PROJECTION_DIMS = {"okddip": 8, "mcl": 128}
 WARMUP_SHARE = 0.25
@@ -27,18 +36,22 @@ class DistillConfig:
     """What a peer imitates: 'dml' each other peer's predictions (deep mutual learning), 'ensemble' those of all peers'
     mean logits, 'ensemble-gated' those of their mean as a learnt gate weighs it, 'kdcl-naive' those of the peer that
     fits the label best, 'kdcl-linear' those of the weighted mean that fits it best, 'kdcl-minlogit' those of the peers'
-    lowest logits, 'okddip' those of the peers it attends to (the last peer: the mean of the others), 'mcl' how the
-    others' embeddings tell images apart (mutual contrastive learning); with 'none' the peers learn independently."""
+    lowest logits, 'codistillation' the mean of those of copies of the others that are some steps old, 'okddip' those of
+    the peers it attends to (the last peer: the mean of the others), 'mcl' how the others' embeddings tell images apart
+    (mutual contrastive learning); with 'none' the peers learn independently."""
 
     divergence: Literal["kl", "dkd"] = "kl"
-    """How the teacher of 'ensemble', 'ensemble-gated' and 'kdcl-*' is imitated: 'kl', or 'dkd', which weighs the target
-    class and the other classes separately (decoupled knowledge distillation)."""
+    """How the teacher of 'ensemble*', 'kdcl-*' and 'codistillation' is imitated: 'kl', or 'dkd', which weighs the
+    target class and the other classes separately (decoupled knowledge distillation)."""
 
     dkd_alpha: float = 1.0
     """dkd: weight of the target class."""
 
     dkd_beta: float = 8.0
     """dkd: weight of the other classes."""
+
+    stale_steps: int = 50
+    """codistillation: steps from one exchange of the networks' weights to the next."""
 
     projection_dim: int | None = None
     """okddip, mcl: numbers per image that peers tell each other of their embedding, whatever its width. Default: 8 for
@@ -66,9 +79,13 @@ class DistillConfig:
     """Softens predictions before they are compared; the loss is multiplied by its square, so gradients keep
     their scale."""
 
+    kd_burn_in_epochs: float = 0.0
+    """Epochs at the start without any distillation, before its weight begins to grow; fractions count."""
+
     kd_warmup_epochs: float | None = None
-    """Epochs over which the distillation weight grows linearly from zero; fractions count. Default: a quarter of all
-    epochs. With 0 peers that know nothing yet pull each other to saying nothing, and may stay there."""
+    """Epochs over which the distillation weight grows linearly from zero, after the burn-in; fractions count. Default:
+    a quarter of all epochs. With 0 peers that know nothing yet pull each other to saying nothing, and may stay
+    there."""
 
     statistics: Literal["none", "attention", "similarity"] = "attention"
     """Feature statistics that peers exchange per stage: 'attention' maps (where a peer looks), 'similarity'
@@ -96,6 +113,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         _at_least_zero("--kd-weight", self.kd_weight)
+        _at_least_zero("--kd-burn-in-epochs", self.kd_burn_in_epochs)
         if self.kd_warmup_epochs is not None:
             _at_least_zero("--kd-warmup-epochs", self.kd_warmup_epochs)
         _at_least_zero("--statistics-weight", self.statistics_weight)
@@ -106,6 +124,8 @@ class DistillConfig:
             _at_least_zero(f"--{name.replace('_', '-')}", weight)
         if self.distiller == "mcl" and not any(contrasts.values()):
             raise ConfigError("--distiller mcl has nothing to learn with all its weights 0; try --soft-icl-weight 1")
+        if self.stale_steps < 1:
+            raise ConfigError(f"--stale-steps must be at least 1, not {self.stale_steps}; with 1 copies are never old")
         if self.projection_dim is not None and self.projection_dim < 1:
             raise ConfigError(f"--projection-dim must be at least 1, not {self.projection_dim}")
         _at_least_zero("--dkd-alpha", self.dkd_alpha)
@@ -168,10 +188,12 @@ def _at_least_zero(option: str, value: float) -> None:
 def kd_ramp(config: DistillConfig, epoch_progress: float, epochs: int) -> float:
     """The factor in [0, 1] on ``kd_weight`` after ``epoch_progress`` of ``epochs`` epochs (fractions count).
 
-    Linear over ``kd_warmup_epochs`` (None: a quarter of ``epochs``), then 1; always 1 when there is no warm-up.
+    Zero for ``kd_burn_in_epochs``, then linear over ``kd_warmup_epochs`` (None: a quarter of ``epochs``), then 1.
     """
+    if epoch_progress < config.kd_burn_in_epochs:
+        return 0.0
     warmup = WARMUP_SHARE * epochs if config.kd_warmup_epochs is None else config.kd_warmup_epochs
-    return 1.0 if warmup == 0 else min(1.0, max(0.0, epoch_progress / warmup))
+    return 1.0 if warmup == 0 else min(1.0, (epoch_progress - config.kd_burn_in_epochs) / warmup)
 
 
 def exchanges_statistics(config: DistillConfig, step: int) -> bool:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from metamixer_ray.distill.codistillation import Codistillation
 from metamixer_ray.distill.config import PROJECTION_DIMS, DistillConfig
 from metamixer_ray.distill.dml import DeepMutualLearning
 from metamixer_ray.distill.ensemble import EnsembleTeacher
@@ -49,6 +50,7 @@ _DISTILLERS: dict[str, Callable[[DistillConfig], Distiller]] = {
     "kdcl-naive": lambda config: NaiveTeacher(build_teaching(config)),
     "kdcl-linear": lambda config: LinearTeacher(build_teaching(config)),
     "kdcl-minlogit": lambda config: MinLogitTeacher(build_teaching(config)),
+    "codistillation": lambda config: Codistillation(build_teaching(config), config.temperature),
 }
 
 _LEARNING: dict[str, Callable[[DistillConfig, int, bool], Distiller]] = {
@@ -87,6 +89,11 @@ def build_distiller(config: DistillConfig, *, width: int = 1, leads: bool = Fals
 def takes_embedding(config: DistillConfig) -> bool:
     """Whether ``config.distiller`` learns something itself from the embeddings."""
     return config.distiller in _LEARNING
+
+
+def takes_copies(config: DistillConfig) -> bool:
+    """Whether ``config.distiller`` asks copies of the other peers' networks (:class:`StaleCopies`)."""
+    return config.distiller == "codistillation"
 
 
 def learnt_by(distiller: Distiller) -> nn.Module | None:

@@ -10,7 +10,7 @@ its bytes don't grow with P either.
 import math
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,7 +50,7 @@ class ExchangeCost:
     """Completed exchanges."""
     bytes_per_step: float
     """Bytes a worker hands to the collective per step: the buffers for 'mean' and 'lowest', whatever P; the buffer
-    times P - 1 for 'each'. 0 with one peer."""
+    times P - 1 for 'each'. 0 with one peer. What was spread counts as for 'each'."""
     seconds_per_step: float
     """Time inside ``start`` and inside ``wait``, per step. What lies between the two is free and not
     counted."""
@@ -131,6 +131,28 @@ class Exchange:
             works.append(dist.all_reduce(lowest, op=dist.ReduceOp.MIN, group=self.group, async_op=True))
         sent = _Sent(shapes, own, total, apart_shapes, lowest, works)
         return Pending(self, sent, reduce, control.step, time.perf_counter() - started)
+
+    @torch.no_grad()
+    def spread(self, own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """Every peer's ``own`` in the order of their indices, by a broadcast each: for what is large and seldom said.
+
+        Args:
+            own: float32 [n], on the exchange's device; sent as it is, whatever the exchange's dtype.
+            sizes: n of every peer, in the same order.
+        """
+        started = time.perf_counter()
+        told = [own if peer == self.own_index else own.new_empty(size) for peer, size in enumerate(sizes)]
+        works = [
+            dist.broadcast(values, group=self.group, group_src=peer, async_op=True) for peer, values in enumerate(told)
+        ]
+        for work in works:
+            if work is not None:
+                work.wait()
+        seconds = time.perf_counter() - started
+        self._bytes += own.nbytes * (self.peers - 1)
+        self._seconds += seconds
+        self._wait_seconds += seconds
+        return told
 
     def cost(self) -> ExchangeCost:
         """What the exchanges that ended since the last reset cost."""

@@ -17,3 +17,5 @@ class Own:
     embedding: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     """float32 [B, W], what flows out of the network's last stage, averaged over places. Given to distillers that learn
     something themselves; empty for the others."""
+    stale: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0))
+    """[P - 1, B, C] logits of this peer's copies of the others' networks; empty where none was asked."""

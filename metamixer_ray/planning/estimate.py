@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from metamixer_ray.config import TrainConfig
+from metamixer_ray.distill import takes_copies
 from metamixer_ray.optimisation import for_peer
 from metamixer_ray.planning.collectives import (
     Cluster,
@@ -88,7 +89,7 @@ class NetworkEstimate:
     """How many peers are this network with this optimizer."""
     parameters: int
     compute_seconds: float
-    """Forward, loss, backward and optimizer of a step."""
+    """Forward, loss, backward and optimizer of a step, and the forward passes of copies of other peers' networks."""
     evaluation_seconds: float
     """Forward pass of as many images."""
     training_flops: float
@@ -111,7 +112,7 @@ class ExchangeEstimate:
     bytes_per_step: float
     """Bytes handed to the collective, as a training's metrics count them."""
     largest_bytes: int
-    """The same at the largest step: a whole batch with its feature statistics."""
+    """Of the largest message: a whole batch with its feature statistics."""
     sent_bytes_per_step: float
     """Bytes that the worker puts on the wire."""
     seconds_per_step: float
@@ -182,7 +183,18 @@ def estimate(
         )
         for kind, cost, speed in zip(kinds(config), costs, throughput, strict=True)
     )
-    exchange = exchange_estimate(said, peers, ring_link(peer_rings(peers, replicas), cluster))
+    refreshes = 0.0
+    if takes_copies(config.distillation):
+        networks = with_copies(networks, costs)
+        all_steps = config.epochs * len(epoch.rows)
+        refreshes = math.ceil(all_steps / config.distillation.stale_steps) / all_steps
+    exchange = exchange_estimate(
+        said,
+        peers,
+        ring_link(peer_rings(peers, replicas), cluster),
+        spread_bytes=refreshes * max(cost.told_bytes for cost in costs),
+        spreads_per_step=refreshes,
+    )
     slowest = max(networks, key=lambda network: network.compute_seconds + network.exposed_gradient_seconds)
     alone_seconds = slowest.compute_seconds + slowest.exposed_gradient_seconds
     slowdown = largest_slowdown(slowest.compute_seconds, exchange.seconds_per_step, MOST_SHARE)
@@ -217,8 +229,31 @@ def estimate(
     )
 
 
-def exchange_estimate(said: Messages, peers: int, link: Link) -> ExchangeEstimate:
-    """What the exchange of ``peers`` costs on ``link``."""
+def with_copies(networks: Sequence[NetworkEstimate], costs: Sequence[NetworkCosts]) -> tuple[NetworkEstimate, ...]:
+    """The same where every peer has a copy of each other one's network and asks it at every step."""
+    looking = sum(network.peers * network.evaluation_seconds for network in networks)
+    sizes = [cost.parameter_bytes + cost.buffer_bytes for cost in costs]
+    held = sum(network.peers * size for network, size in zip(networks, sizes, strict=True))
+    return tuple(
+        replace(
+            network,
+            compute_seconds=network.compute_seconds + looking - network.evaluation_seconds,
+            # What the others have of this peer is kept too, in place of a copy of it.
+            memory=replace(network.memory, weights=network.memory.weights + held - size + cost.told_bytes),
+        )
+        for network, size, cost in zip(networks, sizes, costs, strict=True)
+    )
+
+
+def exchange_estimate(
+    said: Messages, peers: int, link: Link, *, spread_bytes: float = 0.0, spreads_per_step: float = 0.0
+) -> ExchangeEstimate:
+    """What the exchange of ``peers`` costs on ``link``.
+
+    Args:
+        spread_bytes: per step, what a worker tells each other one beside its messages.
+        spreads_per_step: how often per step it does.
+    """
     # What is said with reduce 'lowest' is in a collective beside that of control and statistics.
     exchanges = said.exchanges_per_step * (2 if said.reduce == "lowest" else 1)
     if peers < 2:
@@ -233,8 +268,12 @@ def exchange_estimate(said: Messages, peers: int, link: Link) -> ExchangeEstimat
         seconds = latency + sent / link.bandwidth
     # As Exchange counts: what a worker hands over is sent once, but to each of the others where each is heard.
     copies = peers - 1 if said.reduce == "each" else 1
+    if peers > 1 and spread_bytes:
+        sent += all_gather_sent(peers, spread_bytes)
+        latency += spreads_per_step * all_gather_seconds(peers, 0, link)
+        seconds = latency + sent / link.bandwidth
     return ExchangeEstimate(
-        bytes_per_step=copies * said.mean_bytes,
+        bytes_per_step=copies * said.mean_bytes + (peers - 1) * spread_bytes,
         largest_bytes=copies * said.largest_bytes,
         sent_bytes_per_step=sent,
         seconds_per_step=seconds,

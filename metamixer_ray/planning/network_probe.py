@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from metamixer_ray.distill import flat_state
 from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.precision import autocast
 
@@ -31,6 +32,8 @@ class NetworkCosts:
     """Of those that learn."""
     buffer_bytes: int
     """Such as BatchNorm's running statistics."""
+    told_bytes: int
+    """What other peers' copies of it take, see ``distill.flat_state``."""
     optimizer_bytes: int
     """What the optimizer keeps, such as momentum."""
     saved_bytes: float
@@ -109,6 +112,7 @@ def probe_network(
         parameter_bytes=sum(p.nbytes for p in network.parameters()),
         gradient_bytes=sum(p.nbytes for p in network.parameters() if p.requires_grad),
         buffer_bytes=sum(b.nbytes for b in network.buffers()),
+        told_bytes=flat_state(network).nbytes,
         optimizer_bytes=sum(value.nbytes for value in state),
         saved_bytes=max(few - 2 * per_row, 0.0),
         saved_bytes_per_row=per_row,

@@ -17,11 +17,12 @@ from metamixer_ray.distill import (
     Own,
     build_distiller,
     feature_statistics,
+    flat_state,
     statistics_message,
 )
 from metamixer_ray.planning import Link, Messages, epoch_of, messages
 from metamixer_ray.planning.estimate import exchange_estimate
-from metamixer_ray.preparation import batch_order
+from metamixer_ray.preparation import batch_order, build_peers
 from tests.spine.pool import Pool
 from tests.spine.training import learn_together
 
@@ -127,3 +128,27 @@ def test_an_epoch_of_data_that_is_here_is_that_of_the_training(small: Callable[.
         assert (epoch.classes, epoch.size) == (len(splits.classes), splits.train.image_size)
         watched = splits.validation or splits.test
         assert (epoch.evaluated, epoch.tested) == (len(watched), len(splits.test) if splits.validation else 0)
+
+
+def test_the_weights_that_codistillation_tells_are_foretold(
+    small: Callable[..., TrainConfig], pool: Pool, tmp_path: Path
+) -> None:
+    config = small(
+        peers=["tests.spine.networks:tiny"] * 3,
+        distiller="codistillation",
+        stale_steps=3,
+        statistics="none",
+        epochs=2,
+    )
+    epoch = epoch_of(config, images=None, classes=None)
+    said = messages(config, rows=epoch.rows, classes=epoch.classes, stages=2)
+    (network, *_) = build_peers(config, classes=epoch.classes, image_size=epoch.size)
+    told = flat_state(network).nbytes
+    steps = len(epoch.rows)
+    for outcome in pool.run(3, learn_together, config, tmp_path):
+        for number, report in enumerate(r for r in outcome.reports if r["event"] == "epoch"):
+            first = number * steps
+            refreshes = sum(step % 3 == 0 for step in range(first, first + steps))
+            expected = exchange_estimate(said, 3, LINK, spread_bytes=refreshes * told / steps, spreads_per_step=1.0)
+            assert refreshes > 0
+            assert report["exchange"]["bytes_per_step"] == pytest.approx(expected.bytes_per_step)

@@ -42,6 +42,7 @@ COSTS = NetworkCosts(
     parameter_bytes=4_000_000,
     gradient_bytes=4_000_000,
     buffer_bytes=1_000,
+    told_bytes=4_000_900,
     optimizer_bytes=4_000_000,
     saved_bytes=0,
     saved_bytes_per_row=1e6,
@@ -340,3 +341,15 @@ def test_memory_follows_the_batch() -> None:
     assert large.activations == 2 * small.activations == 32 * COSTS.saved_bytes_per_row
     assert (large.weights, large.optimizer) == (small.weights, small.optimizer)
     assert large.total > small.total
+
+
+def test_copies_of_other_networks_are_paid_for() -> None:
+    config = from_settings({"peers": ["resnet8", "resnet8", "resnet14"], "distiller": "codistillation", "epochs": 7})
+    assert config.distillation.stale_steps == 50
+    plain = planned(peers=["resnet8", "resnet8", "resnet14"], distiller="none", epochs=7)
+    stale = planned(peers=["resnet8", "resnet8", "resnet14"], distiller="codistillation", epochs=7)
+    # 7 epochs of 3 steps: one exchange of weights, at the first of 21 steps, to two other peers.
+    assert stale.exchange.bytes_per_step - plain.exchange.bytes_per_step == pytest.approx(2 * 4_000_900 / 21)
+    for one, other in zip(plain.networks, stale.networks, strict=True):
+        assert other.compute_seconds == pytest.approx(one.compute_seconds + 2 * one.evaluation_seconds)
+        assert other.memory.weights == one.memory.weights + 2 * 4_001_000 + 4_000_900

@@ -166,6 +166,8 @@ def test_two_replicas_learn_what_one_learns_of_the_whole_batch(
 
 
 RESUMED = {
+    # Between two refreshes of the copies, whose networks have running statistics of their own in each replica.
+    "codistillation": {"distiller": "codistillation", "stale_steps": 3, "replicas": 2, "kd_warmup_epochs": 0},
     "float32": {"precision": "float32"},
     "bf16": {"precision": "bf16"},
     "adamw": {"optimizer": "adamw", "lr": 0.01, "statistics": "similarity"},
@@ -253,7 +255,7 @@ def test_a_resumed_training_of_replicas_reports_all_epochs_again_as_they_were(
     assert before == after
 
 
-@pytest.mark.parametrize("distiller", ["dml", "mcl"])
+@pytest.mark.parametrize("distiller", ["dml", "codistillation", "mcl"])
 def test_one_broken_step_is_skipped_by_all(pool: Pool, small: Make, tmp_path: Path, distiller: str) -> None:
     config = small(
         peers=[f"{HERE}:tiny", f"{HERE}:broken_once"], replicas=2, checkpoint_seconds=1e-9, distiller=distiller

@@ -1,0 +1,146 @@
+"""Codistillation: copies that are as old as they should be, and the loss written out from the paper."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metamixer_ray.distill import (
+    Control,
+    DistillConfig,
+    Exchange,
+    Own,
+    StaleCopies,
+    build_distiller,
+    flat_state,
+    kd_ramp,
+)
+from metamixer_ray.errors import ConfigError
+from metamixer_ray.networks import NetworkConfig, StagedNetwork, build_network
+from tests.spine.pool import Pool
+
+STEPS, EVERY, CLASSES, ROWS, T = 6, 4, 5, 7, 2.0
+NAMES = ["tests.spine.networks:dropping", "resnet8", "tests.spine.networks:dropping"]
+
+
+def networks(peers: int) -> list[StagedNetwork]:
+    torch.manual_seed(3)
+    return [build_network(name, classes=CLASSES, image_size=8, config=NetworkConfig()) for name in NAMES[:peers]]
+
+
+def images_of(step: int) -> Tensor:
+    return torch.randn(ROWS, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+
+
+def targets_of(step: int) -> Tensor:
+    return torch.rand(ROWS, CLASSES, generator=torch.Generator().manual_seed(100 + step)).softmax(1)
+
+
+@torch.no_grad()
+def learn(network: nn.Module, peer: int, step: int) -> None:
+    """Any change of weights and running statistics."""
+    generator = torch.Generator().manual_seed(1000 * peer + step)
+    for value in (*network.parameters(), *network.buffers()):
+        if value.is_floating_point():
+            value.add_(0.02 * torch.rand(value.shape, generator=generator))
+
+
+def codistil(peers: int, turned: bool) -> list[tuple[float, Tensor, float]]:
+    """The job of one rank: per step the loss, its gradient on the logits, and the bytes that were told."""
+    rank = dist.get_rank()
+    # Which peer each member of the group is need not be the order of the ranks.
+    order = list(range(peers))[::-1] if turned else list(range(peers))
+    peer = order[rank]
+    everyone = networks(peers)
+    own = everyone[peer].train()
+    exchange = Exchange(dist.group.WORLD, "cpu")
+    copies = StaleCopies(everyone, peer, torch.device("cpu"))
+    distiller = build_distiller(DistillConfig(distiller="codistillation", temperature=T))
+    results = []
+    for step in range(STEPS):
+        exchange.reset_cost()
+        if step % EVERY == 0:
+            copies.told = flat_state(own)
+            told = exchange.spread(copies.told, [copies.sizes[other] for other in order])
+            copies.refresh(dict(zip(order, told, strict=True)))
+        torch.manual_seed(step)
+        logits = own(images_of(step))
+        mine = Own(logits=logits, targets=targets_of(step), stale=copies.look(images_of(step)))
+        heard = exchange.start(distiller.say(mine), control=Control(step=step), reduce=distiller.reduce).wait()
+        loss = distiller.loss(mine, heard)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        cost = exchange.cost()
+        results.append((float(loss.detach()), gradient, cost.bytes_per_step * cost.steps))
+        learn(own, peer, step)
+    return results
+
+
+@pytest.mark.parametrize(("peers", "turned"), [(2, False), (3, False), (3, True)])
+def test_loss_and_gradient_are_the_papers_with_copies_of_the_right_age(peers: int, turned: bool, pool: Pool) -> None:
+    outcomes = pool.run(peers, codistil, peers, turned)
+    if turned:
+        outcomes = outcomes[::-1]
+    now = networks(peers)
+    stale: list[nn.Module] = []
+    for step in range(STEPS):
+        if step % EVERY == 0:
+            stale = [copy.deepcopy(network).eval() for network in now]
+        with torch.no_grad():
+            predictions = [F.softmax(network(images_of(step)).double() / T, dim=1) for network in stale]
+        for peer in range(peers):
+            torch.manual_seed(step)
+            logits = now[peer].train()(images_of(step)).detach().double().requires_grad_()
+            teacher = sum(p for j, p in enumerate(predictions) if j != peer) / (peers - 1)
+            assert isinstance(teacher, Tensor)
+            # Cross-entropy with the teacher's mean prediction, less the teacher's entropy, which has no gradient.
+            entropy = torch.special.entr(teacher).sum(1)
+            loss = T**2 * (-(teacher * F.log_softmax(logits / T, dim=1)).sum(1) - entropy).mean()
+            (gradient,) = torch.autograd.grad(loss, logits)
+            found, found_gradient, told = outcomes[peer][step]
+            assert found == pytest.approx(loss.item(), rel=1e-4, abs=1e-6)
+            assert found > 0
+            assert torch.allclose(found_gradient.double(), gradient, rtol=1e-4, atol=1e-6)
+            size = 4 * len(flat_state(now[peer])) * (peers - 1)
+            assert (told >= size) == (step % EVERY == 0)
+        for peer, network in enumerate(now):
+            learn(network, peer, step)
+
+
+def test_without_copies_to_ask_there_is_nothing_to_learn(pool: Pool) -> None:
+    distiller = build_distiller(DistillConfig(distiller="codistillation"))
+    logits = torch.randn(ROWS, CLASSES, requires_grad=True)
+    heard = Exchange(None, "cpu").start({}, control=Control(step=0)).wait()
+    loss = distiller.loss(Own(logits=logits, targets=targets_of(0)), heard)
+    assert loss.item() == 0
+    assert not loss.requires_grad
+
+
+def test_it_composes_with_decoupled_divergence() -> None:
+    logits, stale = torch.randn(ROWS, CLASSES), torch.randn(2, ROWS, CLASSES)
+    heard = Exchange(None, "cpu").start({}, control=Control(step=0)).wait()
+    own = Own(logits=logits, targets=targets_of(0), stale=stale)
+    # alpha = beta = 1 weighs the other classes as if the target had no share: more than plain KL does.
+    plain, decoupled = (
+        build_distiller(
+            DistillConfig(distiller="codistillation", divergence=divergence, dkd_beta=1.0)  # type: ignore[arg-type]
+        ).loss(own, heard)
+        for divergence in ("kl", "dkd")
+    )
+    assert decoupled > plain > 0
+
+
+def test_the_burn_in_comes_before_the_ramp() -> None:
+    config = DistillConfig(kd_burn_in_epochs=2.5, kd_warmup_epochs=4)
+    assert [kd_ramp(config, now, 20) for now in (0, 2.4, 2.5, 3.5, 6.5, 19)] == [0, 0, 0, 0.25, 1, 1]
+    at_once = DistillConfig(kd_burn_in_epochs=2.5, kd_warmup_epochs=0)
+    assert [kd_ramp(at_once, now, 20) for now in (0, 2.4, 2.5)] == [0, 0, 1]
+    with pytest.raises(ConfigError, match="--kd-burn-in-epochs"):
+        DistillConfig(kd_burn_in_epochs=-1)
+    with pytest.raises(ConfigError, match="--kd-burn-in-epochs"):
+        DistillConfig(kd_burn_in_epochs=math.inf)
+    with pytest.raises(ConfigError, match="--stale-steps"):
+        DistillConfig(stale_steps=0)
