@@ -18,7 +18,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from metamixer_ray.data import DataConfig
-from metamixer_ray.distill import DistillConfig
+from metamixer_ray.distill import DistillConfig, needs_validation
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.mixing import MixingConfig
 from metamixer_ray.networks import NetworkConfig
@@ -142,10 +142,20 @@ class TrainConfig:
         if self.run.keep_checkpoints < 1:
             raise ConfigError("--keep-checkpoints must be at least 1: without a checkpoint nothing can resume")
         self.distillation.check(len(self.peers))
+        if needs_validation(self.distillation) and not self.dataset.validation_fraction:
+            raise ConfigError(
+                f"--distiller {self.distillation.distiller} weighs peers by their errors on a validation split, and there "
+                "is none: give --validation-fraction 0.1"
+            )
         if self.mixing.off_epochs >= self.epochs and self.mixing.mixer != "none":
             raise ConfigError(
                 f"--off-epochs {self.mixing.off_epochs} leaves none of the {self.epochs} --epochs mixed; "
                 "use --mixer none for that"
+            )
+        if self.distillation.kd_burn_in_epochs >= self.epochs and self.distillation.distiller != "none":
+            raise ConfigError(
+                f"--kd-burn-in-epochs {self.distillation.kd_burn_in_epochs} leaves none of the {self.epochs} --epochs "
+                "for distillation; use --distiller none for that"
             )
         if (self.distillation.kd_warmup_epochs or 0) > self.epochs:
             raise ConfigError(

@@ -4,7 +4,7 @@ Ranks of one replica index score the same images; what an ensemble needs of the 
 the cost does not grow with the number of peers.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -140,13 +140,19 @@ def evaluate(
     std: tuple[float, ...],
     device: torch.device,
     precision: str,
+    listen: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Evaluation:
-    """Score ``network`` on ``batches``, which must be the same on all ranks of one replica index."""
+    """Score ``network`` on ``batches``, which must be the same on all ranks of one replica index.
+
+    ``listen`` is given each batch's probabilities float32 [B, C] and labels int64 [B].
+    """
     own, together = ScoreSums(device), ScoreSums(device)
     agreed = torch.zeros(1, dtype=torch.float64, device=device)
     told = predictions([network], batches, mean=mean, std=std, device=device, precision=precision)
     for (probabilities,), labels in told:
         own.add(probabilities, labels)
+        if listen is not None:
+            listen(probabilities, labels)
         if mesh.peer_group is not None:
             prediction = probabilities.argmax(dim=1)
             dist.all_reduce(probabilities, group=mesh.peer_group)

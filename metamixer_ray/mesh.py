@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from metamixer_ray.errors import ConfigError
@@ -106,3 +107,11 @@ def build_mesh(peers: int, replicas: int, device: torch.device, seating: Sequenc
         peer_group=mesh.get_group("peer") if peers > 1 else None,
         replica_group=mesh.get_group("replica") if replicas > 1 else None,
     )
+
+
+def share_buffers(network: nn.Module, mesh: PeerMesh) -> None:
+    """Give all replicas of a peer the first one's running statistics: each has those of its own slices, and a
+    checkpoint holds the first one's."""
+    if mesh.replica_group is not None:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, group=mesh.replica_group, group_src=0)

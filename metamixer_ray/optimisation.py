@@ -76,9 +76,11 @@ def for_peer(values: Sequence[T], peer: int) -> T:
 
 
 def build_optimizer(config: OptimisationConfig, peer: int, *modules: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of peer number ``peer``, with a parameter group for each module; fused where the device has it."""
+    """The optimizer of peer number ``peer``, with a parameter group for each module that has any; fused where the
+    device has it."""
     lr, weight_decay = for_peer(config.lr, peer), for_peer(config.weight_decay, peer)
-    parameters = [{"params": [p for p in module.parameters() if p.requires_grad]} for module in modules]
+    groups = ([p for p in module.parameters() if p.requires_grad] for module in modules)
+    parameters = [{"params": group} for group in groups if group]
     if for_peer(config.optimizer, peer) == "sgd":
         return torch.optim.SGD(
             parameters,

@@ -45,7 +45,7 @@ def build_peers(config: TrainConfig, *, classes: int, image_size: int) -> list[S
 def peer_distiller(config: TrainConfig, network: StagedNetwork, peer: int, *, image_size: int) -> Distiller:
     """The distiller of a peer with this network; what it learns starts as a pure function of (seed, peer)."""
     if not takes_embedding(config.distillation):
-        return build_distiller(config.distillation)
+        return build_distiller(config.distillation, peers=len(config.peers))
     torch.manual_seed(torch_seed(config.seed, "distiller", peer))
     width = embedding_width(network, image_size=image_size)
     return build_distiller(config.distillation, width=width, leads=peer + 1 == len(config.peers))

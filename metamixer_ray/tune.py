@@ -16,6 +16,7 @@ from metamixer_ray.capacity import WorkerResources
 from metamixer_ray.cli import STARTING_POINTS, run_command, take_starting_point
 from metamixer_ray.config import TrainConfig, from_settings, nest, plain_settings, to_yaml, with_settings
 from metamixer_ray.data import Splits, load_splits
+from metamixer_ray.distill import needs_validation
 from metamixer_ray.errors import ConfigError, TrainingFailed, UserError
 from metamixer_ray.placement import connect
 from metamixer_ray.preparation import build_peers
@@ -240,7 +241,9 @@ def refit(
             summaries[condition] = summaries["defaults"]
             continue
         board.say(f"now the {condition} on the whole training set")
-        config = with_settings(training, {**settings, "validation_fraction": 0.0, "test": True})
+        config = with_settings(training, {**settings, "test": True})
+        if not needs_validation(config.distillation):
+            config = with_settings(config, {"validation_fraction": 0.0})
         begun = place.inside(name).exists(CONFIG)
         whole = replace(config, run=replace(config.run, name=name, storage=place.uri, resume=begun))
         summaries[condition] = train(whole, Console(config.run.verbose), parent_run_id=parent_run_id)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -33,7 +32,9 @@ from metamixer_ray.distill import (
     Control,
     ControlSum,
     Distiller,
+    ErrorProducts,
     Exchange,
+    GeneralTeacher,
     Own,
     StaleCopies,
     attention_agreement,
@@ -46,10 +47,11 @@ from metamixer_ray.distill import (
     statistics_loss,
     statistics_message,
     takes_copies,
+    takes_embedding,
 )
 from metamixer_ray.evaluation import Evaluation, evaluate
 from metamixer_ray.flags import MAX_SKIPPED_IN_A_ROW, agree_on_images, diverged, share_flags
-from metamixer_ray.mesh import PeerMesh
+from metamixer_ray.mesh import PeerMesh, share_buffers
 from metamixer_ray.meters import Clock, Meters, gather_stages
 from metamixer_ray.mixing import Mixer, build_mixer, draw_plan, mix_images, mix_tap, mix_targets
 from metamixer_ray.networks import StagedNetwork, common_stages, join_taps, keep_features
@@ -275,7 +277,7 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     features: dict[int, Tensor] = {}
     watch = exchange.peers > 1 and exchanges_statistics(config.distillation, batch.step)
     compared = list(peer.stages_to_compare) if watch else []
-    embedded = [len(peer.network.stage_names)] if peer.learnt is not None else []
+    embedded = [len(peer.network.stage_names)] if takes_embedding(config.distillation) else []
     taps = join_taps(mix_tap(plan), keep_features(features, compared + embedded))
     seed_torch(torch_seed(config.seed, "network", mesh.peer, mesh.replica, epoch, batch.step), device)
     before = [buffer.clone() for buffer in peer.buffers]
@@ -343,19 +345,11 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
 
 def refresh_copies(peer: Peer, stale: StaleCopies) -> None:
     """Tell the other peers how this one's network has become, and hear it of theirs."""
-    share_buffers(peer)
+    share_buffers(peer.network, peer.mesh)
     stale.told = flat_state(peer.network)
     order = peer.mesh.peers_by_rank
     told = peer.exchange.spread(stale.told, [stale.sizes[other] for other in order])
     stale.refresh(dict(zip(order, told, strict=True)))
-
-
-def share_buffers(peer: Peer) -> None:
-    """Give all replicas the first one's running statistics: each has those of its own slices, and a checkpoint holds
-    the first one's."""
-    if peer.mesh.replica_group is not None:
-        for buffer in peer.network.buffers():
-            dist.broadcast(buffer, group=peer.mesh.replica_group, group_src=0)
 
 
 def checkpoint_writer(peer: Peer, progress: Progress) -> WriteCheckpoint | None:
@@ -378,7 +372,7 @@ def checkpoint_writer(peer: Peer, progress: Progress) -> WriteCheckpoint | None:
 def evaluate_epoch(peer: Peer, epoch: int) -> tuple[Evaluation | None, Evaluation | None]:
     """Scores on the split that is watched, when due, and on the test set, after the last epoch."""
 
-    def score(images: ImageSet) -> Evaluation:
+    def score(images: ImageSet, listen: Callable[[Tensor, Tensor], None] | None = None) -> Evaluation:
         return evaluate(
             peer.network,
             eval_batches(images, batch_size=EVALUATION_BATCH, replica=peer.mesh.replica, replicas=peer.mesh.replicas),
@@ -387,13 +381,21 @@ def evaluate_epoch(peer: Peer, epoch: int) -> tuple[Evaluation | None, Evaluatio
             std=peer.splits.std,
             device=peer.device,
             precision=peer.precision,
+            listen=listen,
         )
 
-    last = epoch + 1 == peer.config.epochs
-    if not last and (epoch + 1) % peer.config.evaluate_every:
+    mesh, teacher = peer.mesh, peer.distiller
+    last, measured = epoch + 1 == peer.config.epochs, isinstance(teacher, GeneralTeacher)
+    if not (last or measured) and (epoch + 1) % peer.config.evaluate_every:
         return None, None
-    share_buffers(peer)
+    share_buffers(peer.network, mesh)
     if peer.splits.validation is None:
         scores = score(peer.splits.test)
         return scores, scores if last else None
-    return score(peer.splits.validation), score(peer.splits.test) if last and peer.config.test else None
+    if isinstance(teacher, GeneralTeacher) and mesh.peer_group is not None:
+        errors = ErrorProducts(mesh.peer_group, mesh.peers_by_rank, peer.device)
+        scores = score(peer.splits.validation, errors.add)
+        teacher.share.fill_(errors.shares(mesh.replica_group)[mesh.peer])
+    else:
+        scores = score(peer.splits.validation)
+    return scores, score(peer.splits.test) if last and peer.config.test else None

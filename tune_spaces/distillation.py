@@ -17,7 +17,7 @@ def space() -> dict[str, Any]:
                         "distiller",
                         [
                             *("dml", "ensemble", "ensemble-gated", "kdcl-naive", "kdcl-linear", "kdcl-minlogit"),
-                            *("codistillation", "mcl"),
+                            *("kdcl-general", "codistillation", "mcl"),
                         ],
                     ),
                     "kd_weight": hp.loguniform("kd_weight", -2.3, 1.4),  # 0.1 to 4

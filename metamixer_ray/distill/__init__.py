@@ -6,7 +6,7 @@ is its own.
 """
 
 from metamixer_ray.distill.codistillation import StaleCopies, flat_state
-from metamixer_ray.distill.config import DistillConfig, exchanges_statistics, kd_ramp
+from metamixer_ray.distill.config import DistillConfig, exchanges_statistics, kd_ramp, needs_validation
 from metamixer_ray.distill.control import MAX_PEERS_IN_BF16, Control, ControlSum, PeersDisagree, PeersDrifted
 from metamixer_ray.distill.distiller import (
     Distiller,
@@ -18,6 +18,7 @@ from metamixer_ray.distill.distiller import (
 )
 from metamixer_ray.distill.exchange import EXCHANGE_DTYPES, Exchange, ExchangeCost, Pending
 from metamixer_ray.distill.heard import Heard, Reduce
+from metamixer_ray.distill.kdcl_general import ErrorProducts, GeneralTeacher, least_error_shares
 from metamixer_ray.distill.layout import Layout, mean_over_places, read_layout
 from metamixer_ray.distill.own import Own
 from metamixer_ray.distill.statistics import (
@@ -36,8 +37,10 @@ __all__ = [
     "ControlSum",
     "DistillConfig",
     "Distiller",
+    "ErrorProducts",
     "Exchange",
     "ExchangeCost",
+    "GeneralTeacher",
     "Heard",
     "Layout",
     "Own",
@@ -55,7 +58,9 @@ __all__ = [
     "flat_state",
     "kd_ramp",
     "learnt_by",
+    "least_error_shares",
     "mean_over_places",
+    "needs_validation",
     "read_layout",
     "similarity_matrix",
     "statistics_loss",

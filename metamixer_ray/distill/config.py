@@ -15,6 +15,7 @@ DistillerName = Literal[
     "kdcl-naive",
     "kdcl-linear",
     "kdcl-minlogit",
+    "kdcl-general",
     "codistillation",
     "okddip",
     "mcl",
@@ -36,9 +37,10 @@ class DistillConfig:
     """What a peer imitates: 'dml' each other peer's predictions (deep mutual learning), 'ensemble' those of all peers'
     mean logits, 'ensemble-gated' those of their mean as a learnt gate weighs it, 'kdcl-naive' those of the peer that
     fits the label best, 'kdcl-linear' those of the weighted mean that fits it best, 'kdcl-minlogit' those of the peers'
-    lowest logits, 'codistillation' the mean of those of copies of the others that are some steps old, 'okddip' those of
-    the peers it attends to (the last peer: the mean of the others), 'mcl' how the others' embeddings tell images apart
-    (mutual contrastive learning); with 'none' the peers learn independently."""
+    lowest logits, 'kdcl-general' those of a mean that weighs peers by their errors on the validation split,
+    'codistillation' the mean of those of copies of the others that are some steps old, 'okddip' those of the peers it
+    attends to (the last peer: the mean of the others), 'mcl' how the others' embeddings tell images apart (mutual
+    contrastive learning); with 'none' the peers learn independently."""
 
     divergence: Literal["kl", "dkd"] = "kl"
     """How the teacher of 'ensemble*', 'kdcl-*' and 'codistillation' is imitated: 'kl', or 'dkd', which weighs the
@@ -202,3 +204,8 @@ def exchanges_statistics(config: DistillConfig, step: int) -> bool:
     if config.statistics == "none":
         return False
     return config.statistics_weight > 0 or step // config.exchange_every % config.statistics_every == 0
+
+
+def needs_validation(config: DistillConfig) -> bool:
+    """Whether the distiller asks how good the peers are on images held out from training."""
+    return config.distiller == "kdcl-general"

@@ -1,5 +1,5 @@
-"""The interface of distillers and their registry. A new family is one file and one line in ``_DISTILLERS``, or in
-``_LEARNING`` when it has parameters of its own."""
+"""The interface of distillers and their registry. A new family is one file and one line in ``_DISTILLERS``; in
+``_LEARNING`` when it has parameters of its own, in ``_MEASURING`` when it asks how good the peers are."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -14,6 +14,7 @@ from metamixer_ray.distill.gated_ensemble import GatedEnsembleTeacher
 from metamixer_ray.distill.heard import Heard, Reduce
 from metamixer_ray.distill.independent import Independent
 from metamixer_ray.distill.kdcl import LinearTeacher, MinLogitTeacher, NaiveTeacher
+from metamixer_ray.distill.kdcl_general import GeneralTeacher
 from metamixer_ray.distill.mcl import MutualContrast
 from metamixer_ray.distill.okddip import Auxiliary, GroupLeader
 from metamixer_ray.distill.own import Own
@@ -25,7 +26,8 @@ class Distiller(Protocol):
     """What a peer tells the others of its view of a batch, and what it learns from theirs.
 
     Keeps nothing from step to step. One that has parameters is an ``nn.Module`` (see :func:`learnt_by`) and is given
-    the embeddings; its parameters are trained with the network's, and are no part of it.
+    the embeddings; its parameters are trained with the network's, and are no part of it. Buffers may change between
+    epochs.
     """
 
     @property
@@ -63,18 +65,23 @@ _LEARNING: dict[str, Callable[[DistillConfig, int, bool], Distiller]] = {
     "mcl": lambda config, width, leads: MutualContrast(config, width=width, dim=_projection_dim(config)),
 }
 
+_MEASURING: dict[str, Callable[[DistillConfig, int], Distiller]] = {
+    "kdcl-general": lambda config, peers: GeneralTeacher(build_teaching(config), peers=peers),
+}
+
 
 def distiller_names() -> tuple[str, ...]:
     """The names ``--distiller`` knows."""
-    return (*_DISTILLERS, *_LEARNING)
+    return (*_DISTILLERS, *_LEARNING, *_MEASURING)
 
 
-def build_distiller(config: DistillConfig, *, width: int = 1, leads: bool = False) -> Distiller:
+def build_distiller(config: DistillConfig, *, width: int = 1, leads: bool = False, peers: int = 2) -> Distiller:
     """The distiller that ``config.distiller`` names, its parameters (if any) drawn from torch's global generator.
 
     Args:
         width: numbers in an image's embedding.
         leads: whether it is for the last peer, which leads in some methods.
+        peers: how many there are.
 
     Raises:
         ConfigError: no distiller has that name.
@@ -83,6 +90,8 @@ def build_distiller(config: DistillConfig, *, width: int = 1, leads: bool = Fals
         return _DISTILLERS[config.distiller](config)
     if config.distiller in _LEARNING:
         return _LEARNING[config.distiller](config, width, leads)
+    if config.distiller in _MEASURING:
+        return _MEASURING[config.distiller](config, peers)
     raise ConfigError(f"--distiller {config.distiller!r} is not one of {', '.join(distiller_names())}")
 
 
@@ -97,7 +106,7 @@ def takes_copies(config: DistillConfig) -> bool:
 
 
 def learnt_by(distiller: Distiller) -> nn.Module | None:
-    """What ``distiller`` learns itself, such as projections of embeddings; None for most."""
+    """What ``distiller`` learns or measures itself, such as projections of embeddings; None for most."""
     return distiller if isinstance(distiller, nn.Module) else None
 
 

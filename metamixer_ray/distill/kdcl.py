@@ -9,7 +9,7 @@ KL(p_t || p_i) at temperature T, times T squared. The paper makes the teacher in
 * ``kdcl-minlogit``: with z_c the logit of the true class, z_t = min_k (z_k - z_c,k), element by element.
 
 Naive and linear hear every peer's logits [P, B, C]; min-logit hears one all-reduce of minima [B, C]. The paper's fourth
-way, "general", which weighs peers by their errors on images held out from training, is not here.
+way, "general", which weighs peers by their errors on images held out from training, is in ``kdcl_general``.
 
 We know of no code of the authors, so this is the paper's text. Its labels are single classes; for mixed images the
 cross-entropy is that with the label weights t, and z_c is sum_c t_c z_c, which for a single class is its logit.

@@ -166,6 +166,7 @@ def test_two_replicas_learn_what_one_learns_of_the_whole_batch(
 
 
 RESUMED = {
+    "kdcl-general": {"distiller": "kdcl-general", "validation_fraction": 0.1},
     # Between two refreshes of the copies, whose networks have running statistics of their own in each replica.
     "codistillation": {"distiller": "codistillation", "stale_steps": 3, "replicas": 2, "kd_warmup_epochs": 0},
     "float32": {"precision": "float32"},
