@@ -144,8 +144,8 @@ class TrainConfig:
         self.distillation.check(len(self.peers))
         if needs_validation(self.distillation) and not self.dataset.validation_fraction:
             raise ConfigError(
-                f"--distiller {self.distillation.distiller} weighs peers by their errors on a validation split, and there "
-                "is none: give --validation-fraction 0.1"
+                f"--distiller {self.distillation.distiller} weighs peers by their errors on a validation split, and "
+                "there is none: give --validation-fraction 0.1"
             )
         if self.mixing.off_epochs >= self.epochs and self.mixing.mixer != "none":
             raise ConfigError(

@@ -4,8 +4,8 @@ held out from training, measured anew after every epoch.
 With e_i the difference between the probabilities of peer i and the one-hot label of a held out image, and
 C_ij = mean(e_i . e_j) over these images, the shares a = C^-1 1 / (1' C^-1 1), of sum 1, give the mean prediction of
 least expected squared error (Perrone and Cooper 1993, whom the paper follows). Peers whose errors are alike may get
-negative shares. The teacher of all images is z_t = sum_i a_i z_i; until the first measurement all shares are 1 / P. Held out is
-the validation split (``--validation-fraction``), so that is not untouched by the training any more.
+negative shares. The teacher of all images is z_t = sum_i a_i z_i; until the first measurement all shares are 1 / P.
+Held out is the validation split (``--validation-fraction``), so that is not untouched by the training any more.
 
 Exchanged: each peer says a_i z_i and hears the mean of the others': one all-reduce of [B, C], whatever P.
 """
