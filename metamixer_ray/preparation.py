@@ -1,7 +1,9 @@
 """What a training is made of before its first step: the peers' networks and the order of the batches."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from metamixer_ray.config import TrainConfig
@@ -10,7 +12,7 @@ from metamixer_ray.distill import Distiller, Layout, build_distiller, takes_embe
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.mixing import build_mixer, resolve_stages
 from metamixer_ray.networks import StagedNetwork, build_network, common_stages, embedding_width
-from metamixer_ray.randomness import torch_seed
+from metamixer_ray.randomness import numpy_generator, torch_seed
 
 # How the statistics read a stage's output, by what the network says its axes are.
 READ_AS: dict[str, Layout] = {
@@ -58,6 +60,30 @@ def _check_statistics(name: str, network: StagedNetwork, stages: Sequence[int]) 
                 f"--statistics: stage {network.stage_names[stage - 1]!r} of {name} gives vectors, which have no places "
                 "to compare; name other stages with --stage-names, or use --statistics none"
             )
+
+
+def part_of(config: TrainConfig, splits: Splits, peer: int) -> Splits:
+    """What ``peer`` learns from: all, or with ``--disjoint-data`` its own part of each class, a pure function of
+    ``--split-seed``.
+
+    Raises:
+        ConfigError: a class that has fewer images than there are peers.
+    """
+    if not config.distillation.disjoint_data:
+        return splits
+    labels, peers = splits.train.labels.numpy(), len(config.peers)
+    rng = numpy_generator(config.dataset.split_seed, "disjoint data")
+    chosen = []
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        count = len(rows) // peers
+        if count == 0:
+            raise ConfigError(
+                f"--disjoint-data: class {splits.classes[label]} has {len(rows)} training images for {peers} peers; "
+                "leave it out, or train fewer peers"
+            )
+        chosen.append(rows[peer * count : (peer + 1) * count])
+    return replace(splits, train=splits.train.select(torch.from_numpy(np.sort(np.concatenate(chosen)))))
 
 
 def batch_order(config: TrainConfig, splits: Splits) -> BatchOrder:

@@ -19,7 +19,7 @@ from metamixer_ray.keeping import Keeper, plan_tracking
 from metamixer_ray.mixing import build_mixer
 from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.placement import connect, worker_resources
-from metamixer_ray.preparation import batch_order, build_peers
+from metamixer_ray.preparation import batch_order, build_peers, part_of
 from metamixer_ray.restoring import checkpoint_identity, load_trained
 from metamixer_ray.results import summarise, tested_row
 from metamixer_ray.runs import CONFIG, SUMMARY, TRACKED, Run, create_run, journal_of, open_run
@@ -49,7 +49,7 @@ def train(config: TrainConfig, console: Console | None = None, *, parent_run_id:
     config.check()
     splits = load_splits(config.dataset, processes=os.cpu_count() or 1)
     networks = build_peers(config, classes=len(splits.classes), image_size=splits.train.image_size)
-    steps = batch_order(config, splits).steps_per_epoch
+    steps = batch_order(config, part_of(config, splits, peer=0)).steps_per_epoch
     run = open_run(config)
     finished = run.folder.read_json(SUMMARY)
     if finished is not None and config.baseline and "baseline" not in finished:

@@ -57,7 +57,7 @@ from metamixer_ray.mixing import Mixer, build_mixer, draw_plan, mix_images, mix_
 from metamixer_ray.networks import StagedNetwork, common_stages, join_taps, keep_features
 from metamixer_ray.optimisation import average_gradients, build_optimizer, learning_rate
 from metamixer_ray.precision import autocast, resolve_precision
-from metamixer_ray.preparation import READ_AS, batch_order, build_peers, peer_distiller
+from metamixer_ray.preparation import READ_AS, batch_order, build_peers, part_of, peer_distiller
 from metamixer_ray.randomness import seed_torch, torch_seed
 from metamixer_ray.restoring import checkpoint_identity
 
@@ -122,7 +122,7 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
     """
     splits = load_splits(config.dataset)
     agree_on_images(splits.fingerprint, config.workers)
-    peer = set_up(config, mesh, device, splits)
+    peer = set_up(config, mesh, device, part_of(config, splits, mesh.peer))
     identified = checkpoint_identity(config, peer.splits)
     progress, start = Progress(), session.start_from()
     if start is not None:

@@ -10,9 +10,9 @@ loss of peer i is T squared times KL(mean_j p_j || p_i), j over the others. The 
 Exchanged: all of a network's weights and running statistics, as float32, to each other peer, but only at every K-th
 step; per step nothing but control. Instead a peer runs P - 1 forward passes more, and holds P - 1 more networks.
 
-Ours and not the paper's: the temperature, a linear ramp after the burn-in, and that all peers see the same batches,
-where the paper recommends data of their own. There peers exchange checkpoints through files whenever they like, here
-all at the same step, so that a run can be repeated.
+Ours and not the paper's: the temperature, and a linear ramp after the burn-in. Peers see the same batches unless
+``--disjoint-data`` gives each a part of the images of its own, as the paper recommends. There peers exchange
+checkpoints through files whenever they like, here all at the same step, so that a run can be repeated.
 """
 
 import copy

@@ -55,6 +55,11 @@ class DistillConfig:
     stale_steps: int = 50
     """codistillation: steps from one exchange of the networks' weights to the next."""
 
+    disjoint_data: bool = False
+    """codistillation, none: every peer learns from a part of the training images of its own, as many of each class as
+    the others (what doesn't divide by the peers is left out). An epoch is one pass through such a part. The other
+    distillers, and feature statistics, compare what peers say of the same images."""
+
     projection_dim: int | None = None
     """okddip, mcl: numbers per image that peers tell each other of their embedding, whatever its width. Default: 8 for
     okddip (what its public code has for 64 channels), 128 for mcl."""
@@ -164,6 +169,15 @@ class DistillConfig:
             raise ConfigError(
                 f"--distiller okddip needs at least three --peers, not {peers}: the last one leads, "
                 "and the others learn from each other; add a peer, or use --distiller dml"
+            )
+        if self.disjoint_data and self.distiller not in ("none", "codistillation"):
+            raise ConfigError(
+                f"--disjoint-data: --distiller {self.distiller} compares what peers say of the same images; "
+                "use --distiller codistillation, or none"
+            )
+        if self.disjoint_data and self.statistics != "none":
+            raise ConfigError(
+                "--disjoint-data: feature statistics compare how peers look at the same images; use --statistics none"
             )
         if self.distiller != "none" and peers < 2:
             raise ConfigError(

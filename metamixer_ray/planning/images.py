@@ -8,7 +8,7 @@ from metamixer_ray.config import TrainConfig
 from metamixer_ray.data import BatchOrder, load_splits, wants_quadruples
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.mixing import build_mixer
-from metamixer_ray.preparation import batch_order
+from metamixer_ray.preparation import batch_order, part_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def epoch_of(config: TrainConfig, *, images: int | None, classes: int | None) ->
 
 
 def _epoch_of_data(config: TrainConfig) -> Epoch:
-    splits = load_splits(config.dataset)
+    splits = part_of(config, load_splits(config.dataset), peer=0)
     watched = splits.test if splits.validation is None else splits.validation
     return Epoch(
         data=splits.description,
@@ -109,6 +109,8 @@ def _epoch_of_counts(config: TrainConfig, counts: ImageCounts, name: str) -> Epo
                 f"{counts.classes} classes) and {count} (all there are)"
             )
         count = data.train_limit
+    if config.distillation.disjoint_data:
+        count = count // counts.classes // len(config.peers) * counts.classes
     size = data.image_size or counts.size
     order = BatchOrder(
         torch.arange(count) % counts.classes,

@@ -2,6 +2,9 @@
 
 import copy
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metamixer_ray.config import TrainConfig
+from metamixer_ray.data import load_splits
 from metamixer_ray.distill import (
     Control,
     DistillConfig,
@@ -21,9 +26,14 @@ from metamixer_ray.distill import (
 )
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.networks import NetworkConfig, StagedNetwork, build_network
+from metamixer_ray.planning import epoch_of
+from metamixer_ray.preparation import batch_order, part_of
+from tests.spine.networks import digest
 from tests.spine.pool import Pool
+from tests.spine.training import learn_together
 
 STEPS, EVERY, CLASSES, ROWS, T = 6, 4, 5, 7, 2.0
+DISJOINT: dict[str, Any] = {"distiller": "codistillation", "disjoint_data": True, "statistics": "none"}
 NAMES = ["tests.spine.networks:dropping", "resnet8", "tests.spine.networks:dropping"]
 
 
@@ -144,3 +154,55 @@ def test_the_burn_in_comes_before_the_ramp() -> None:
         DistillConfig(kd_burn_in_epochs=math.inf)
     with pytest.raises(ConfigError, match="--stale-steps"):
         DistillConfig(stale_steps=0)
+
+
+@pytest.mark.parametrize("mixer", ["none", "metamixer"])
+def test_disjoint_parts_hold_as_many_of_each_class(small: Callable[..., TrainConfig], mixer: str) -> None:
+    peers = ["tests.spine.networks:tiny"] * 3
+    config = small(peers=peers, **DISJOINT, mixer=mixer, train_limit=100)
+    splits = load_splits(config.dataset)
+    parts = [part_of(config, splits, peer) for peer in range(3)]
+    counts = torch.bincount(splits.train.labels) // 3
+    for part in parts:
+        assert torch.equal(torch.bincount(part.train.labels), counts)
+        assert part.test is splits.test
+    hashes = [{digest(image) for image in part.train.take(torch.arange(len(part.train)))} for part in parts]
+    assert all(len(own) == int(counts.sum()) for own in hashes)
+    assert len(set.union(*hashes)) == 3 * int(counts.sum())
+    orders = [batch_order(config, part) for part in parts]
+    for epoch in range(3):
+        sizes = [[len(batch) for batch in order.epoch(epoch)] for order in orders]
+        assert sizes[0] == sizes[1] == sizes[2]
+    assert epoch_of(config, images=None, classes=None).rows == tuple(sizes[0])
+
+
+def test_peers_of_disjoint_data_see_none_of_each_others_images(
+    pool: Pool, small: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = small(**DISJOINT, mixer="none", augment="none", kd_warmup_epochs=0, stale_steps=2, batch_size=1 << 10)
+    one, other = pool.run(2, learn_together, config, tmp_path)
+    assert one.ended == other.ended == "finished"
+    assert one.epochs[-1]["train"]["kd"] > 0
+    # One batch an epoch, and of the same classes: only the images differ.
+    assert len(one.images) == len(other.images) == config.epochs
+    assert not set(one.images) & set(other.images)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"distiller": "dml", "statistics": "none"}, "--distiller dml compares"),
+        ({"distiller": "codistillation"}, "--statistics none"),
+    ],
+)
+def test_what_compares_the_same_images_is_refused_on_disjoint_data(
+    small: Callable[..., TrainConfig], settings: dict[str, str], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"--disjoint-data: .*{told}"):
+        small(disjoint_data=True, **settings)
+
+
+def test_a_class_too_small_for_the_peers_is_named(small: Callable[..., TrainConfig]) -> None:
+    config = small(peers=["tests.spine.networks:tiny"] * 9, **DISJOINT)
+    with pytest.raises(ConfigError, match=r"--disjoint-data: class \d has \d training images for 9 peers"):
+        part_of(config, load_splits(config.dataset), 0)
