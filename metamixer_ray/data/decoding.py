@@ -3,6 +3,7 @@
 import io
 import logging
 import multiprocessing
+import re
 import sys
 import warnings
 from collections import deque
@@ -142,7 +143,9 @@ def attempt(decode: Callable[[Any], T], raw: RawImage | None) -> tuple[T | None,
 
 
 def _printable(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or "no details"
+    # Pillow names the object in memory that the bytes were in, which says nothing and differs each time.
+    text = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error))
+    return " ".join(text.split())[:200] or "no details"
 
 
 def decode_all(

@@ -105,6 +105,7 @@ def test_broken_images_are_reported_at_their_place() -> None:
     assert [image is None for image in decoded.images] == [True, True, True, True, False, True]
     assert all("cannot be decoded" in str(problem) for i, problem in enumerate(decoded.problems) if i != 4)
     assert decoded.problems[4] is None
+    assert "UnidentifiedImageError: cannot identify image file)" in str(decoded.problems[1])
 
 
 def test_floating_point_pixels_are_refused() -> None:
