@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from metamixer_ray.config import completed
 from metamixer_ray.errors import CheckpointError
 
 FORMAT = 2
@@ -49,7 +50,7 @@ class Snapshot:
 
     Attributes:
         content: what ``peerN.pt`` holds: ``network``, ``optimizer``, ``progress``, ``distiller`` where that learns, and
-            ``told`` where others keep a copy of the network.
+            ``told`` where others have a copy of the network.
         identity: the settings and images it belongs to.
     """
 
@@ -86,7 +87,7 @@ def take_snapshot(
     Args:
         distiller: what the distiller learns itself, if anything. It stands apart from the network, which alone is
             evaluated and exported.
-        told: what others have of the network, where they keep a copy.
+        told: what others have of the network, where they have a copy.
     """
     content: dict[str, Any] = {
         "network": network.state_dict(),
@@ -112,11 +113,14 @@ def _copied(value: Any) -> Any:
     return value
 
 
-def read_peer(folder: Path, peer: int, identity: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def read_peer(
+    folder: Path, peer: int, identity: Mapping[str, Any] | None = None, *, mapped: bool = False
+) -> dict[str, Any]:
     """Read and verify one peer's file: ``Snapshot.content``, tensors on the CPU.
 
     Args:
         identity: the settings the checkpoint must belong to; None takes any.
+        mapped: leave the tensors in the file until they are looked at. It must stay as it is for as long.
 
     Raises:
         CheckpointError: a missing or torn file, another format, or another configuration; the message says which.
@@ -137,15 +141,15 @@ def read_peer(folder: Path, peer: int, identity: Mapping[str, Any] | None = None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{manifest_path} is torn or not a manifest: {error!r}") from None
     if identity is not None:
-        ours = json.loads(json.dumps(dict(identity)))
-        different = [k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k)]
+        ours, whole = json.loads(json.dumps(dict(identity))), completed(theirs)
+        different = [k for k in {*ours, *theirs} if ours.get(k) != whole.get(k)]
         if different:
             name = sorted(different)[0]
             raise CheckpointError(
-                f"{folder} belongs to another configuration: {name} was {theirs.get(name)!r} and is now "
+                f"{folder} belongs to another configuration: {name} was {whole.get(name)!r} and is now "
                 f"{ours.get(name)!r}; resume with the settings in the run's config.yaml, or choose another --name"
             )
-    loaded: dict[str, Any] = torch.load(weights, map_location="cpu", weights_only=True)
+    loaded: dict[str, Any] = torch.load(weights, map_location="cpu", weights_only=True, mmap=mapped)
     return loaded
 
 
@@ -170,11 +174,11 @@ def restore_peer(
     return Progress(**saved["progress"])
 
 
-def read_told(folder: Path, peer: int, identity: Mapping[str, Any]) -> torch.Tensor:
-    """What the other peers had of this one's network, float32 [n] on the CPU.
+def read_told(folder: Path, peer: int, identity: Mapping[str, Any]) -> torch.Tensor | None:
+    """What the other peers had of this one's network, float32 [n] on the CPU; None where they hadn't been told yet.
 
     Raises:
         CheckpointError: see :func:`read_peer`.
     """
-    told: torch.Tensor = read_peer(folder, peer, identity)["told"]
-    return told
+    told: torch.Tensor | None = read_peer(folder, peer, identity, mapped=True).get("told")
+    return None if told is None else told.clone()

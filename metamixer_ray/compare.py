@@ -16,10 +16,10 @@ from metamixer_ray.comparison.methods import Method, read_method, read_methods
 from metamixer_ray.comparison.outcomes import CONFIDENCE, Outcome, Standing, compare_outcomes, read_outcome
 from metamixer_ray.comparison.table import as_csv, as_markdown, facts, metrics, trainings_csv
 from metamixer_ray.config import with_settings
-from metamixer_ray.data import Splits, load_splits
+from metamixer_ray.data import load_splits
 from metamixer_ray.errors import TrainingFailed
 from metamixer_ray.placement import connect
-from metamixer_ray.preparation import build_peers
+from metamixer_ray.preparation import build_peers, part_of
 from metamixer_ray.runs import journal_of
 from metamixer_ray.sweeps.engine import trial_resources
 from metamixer_ray.sweeps.ledger import Ledger
@@ -57,6 +57,7 @@ def compare(config: CompareConfig, board: Board | None = None) -> dict[str, Any]
         build_peers(
             with_settings(training, method.settings), classes=len(splits.classes), image_size=splits.train.image_size
         )
+    data = part_of(training, splits, peer=0).description
     protocol = facts_of(config)
     sweep = open_sweep(COMPARISON, training, protocol, "-".join(training.peers))
     connect(training.placement, verbose=training.run.verbose)
@@ -67,7 +68,7 @@ def compare(config: CompareConfig, board: Board | None = None) -> dict[str, Any]
     known = [trial.settings for trial in ledger.trials()]
     samples = len(known) + sum(settings not in known for settings, _ in points)
     board = board or Board(samples, training.epochs)
-    announce(config, methods, sweep, splits, samples, board)
+    announce(config, methods, sweep, data, samples, board)
     subject = f"of {', '.join(method.name for method in methods)}"
     parent = parent_plan(training, sweep, protocol, module="metamixer_ray.compare", subject=subject)
     with underway(
@@ -88,7 +89,7 @@ def compare(config: CompareConfig, board: Board | None = None) -> dict[str, Any]
             "methods": [facts(standing) for standing in standings],
             "peers": list(training.peers),
             "epochs": training.epochs,
-            "data": splits.description,
+            "data": data,
             "wall_seconds": time.perf_counter() - began,
         }
         publish(running, standings, summary, board)
@@ -166,14 +167,14 @@ def bar(standing: Standing) -> MethodBar:
 
 
 def announce(
-    config: CompareConfig, methods: Sequence[Method], sweep: Sweep, splits: Splits, samples: int, board: Board
+    config: CompareConfig, methods: Sequence[Method], sweep: Sweep, data: str, samples: int, board: Board
 ) -> None:
     """What the person is told before the first training."""
     training = config.training
     board.say(sweep.name)
     for name, text in (
         ("methods", ", ".join(method.name for method in methods)),
-        ("trainings", f"{samples} of {training.epochs} epochs; {', '.join(training.peers)} on {splits.description}"),
+        ("trainings", f"{samples} of {training.epochs} epochs; {', '.join(training.peers)} on {data}"),
         ("folder", str(sweep.folder)),
     ):
         board.say(f"{name:<9} {text}")

@@ -100,7 +100,8 @@ class TrainConfig:
     compile: bool = False
     """Compile each network with torch.compile. A bare nn.Sequential is compiled for unmixed batches only."""
     evaluate_every: int = 1
-    """Evaluate after every so many epochs; after the last one always."""
+    """Evaluate after every so many epochs; after the last one always. (kdcl-general looks at its validation split after
+    each epoch all the same.)"""
     test: bool = True
     """Score the test images after the last epoch. Without, only the validation split is looked at, as in a sweep."""
     baseline: bool = False
@@ -335,3 +336,9 @@ _NOT_IDENTITY = frozenset(
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide the trained weights; a checkpoint fits only a run that agrees on all of them."""
     return {name: value for name, value in plain_settings(config).items() if name not in _NOT_IDENTITY}
+
+
+def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved :func:`identity` with the options that are newer than it, at their defaults: with those everything is as
+    it was before they were there."""
+    return {**identity(TrainConfig()), **saved}

@@ -1,7 +1,7 @@
 """How good the peers are: each alone, their ensemble, and how far they agree.
 
 Ranks of one replica index score the same images; what an ensemble needs of the others crosses the wire as a sum, so
-the cost does not grow with the number of peers.
+the cost does not grow with the number of peers (KDCL general listens in, and gathers what each says).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -15,7 +15,7 @@ from metamixer_ray.distill import Layout
 from metamixer_ray.distill.layout import positions_last_channels
 from metamixer_ray.mixing import MixPlan, build_mixer, mix_images, mix_targets
 from metamixer_ray.networks import StagedNetwork
-from metamixer_ray.preparation import READ_AS, batch_order
+from metamixer_ray.preparation import READ_AS, batch_order, part_of
 from metamixer_ray.randomness import numpy_generator
 from metamixer_ray.tracking.figures import (
     agreement_curves,
@@ -55,7 +55,7 @@ def draw_mixing(config: TrainConfig, splits: Splits) -> Figure | None:
 
     None when the mixer mixes nothing. The plan is one that has both stages where the mixer has both.
     """
-    mixer = build_mixer(config.mixing)
+    mixer, splits = build_mixer(config.mixing), part_of(config, splits, peer=0)
     order = batch_order(config, splits)
     batch = next(iter(train_batches(splits.train, order, config.dataset, seed=config.seed, epoch=0, replica=0)))
     count = min(4 * QUADRUPLES_SHOWN, len(batch.labels) // 4 * 4)

@@ -80,10 +80,15 @@ def part_of(config: TrainConfig, splits: Splits, peer: int) -> Splits:
         if count == 0:
             raise ConfigError(
                 f"--disjoint-data: class {splits.classes[label]} has {len(rows)} training images for {peers} peers; "
-                "leave it out, or train fewer peers"
+                "give a larger --train-limit or a smaller --validation-fraction, or train fewer peers"
             )
         chosen.append(rows[peer * count : (peer + 1) * count])
-    return replace(splits, train=splits.train.select(torch.from_numpy(np.sort(np.concatenate(chosen)))))
+    own = np.sort(np.concatenate(chosen))
+    return replace(
+        splits,
+        train=splits.train.select(torch.from_numpy(own)),
+        description=f"{splits.description}; each peer learns from {len(own)} of its own",
+    )
 
 
 def batch_order(config: TrainConfig, splits: Splits) -> BatchOrder:

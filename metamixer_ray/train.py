@@ -49,7 +49,8 @@ def train(config: TrainConfig, console: Console | None = None, *, parent_run_id:
     config.check()
     splits = load_splits(config.dataset, processes=os.cpu_count() or 1)
     networks = build_peers(config, classes=len(splits.classes), image_size=splits.train.image_size)
-    steps = batch_order(config, part_of(config, splits, peer=0)).steps_per_epoch
+    part = part_of(config, splits, peer=0)
+    steps = batch_order(config, part).steps_per_epoch
     run = open_run(config)
     finished = run.folder.read_json(SUMMARY)
     if finished is not None and config.baseline and "baseline" not in finished:
@@ -62,7 +63,7 @@ def train(config: TrainConfig, console: Console | None = None, *, parent_run_id:
     resources = worker_resources(config)
     if run.new:
         create_run(run, config, splits)
-    announced = announce(config, run, splits, networks, steps, resources)
+    announced = announce(config, run, part, networks, steps, resources)
     console.opening(announced)
     tracking = plan_tracking(config, run, announced, parent_run_id)
     if finished is not None:

@@ -19,9 +19,9 @@ from metamixer_ray.data import Splits, load_splits
 from metamixer_ray.distill import needs_validation
 from metamixer_ray.errors import ConfigError, TrainingFailed, UserError
 from metamixer_ray.placement import connect
-from metamixer_ray.preparation import build_peers
+from metamixer_ray.preparation import build_peers, part_of
 from metamixer_ray.runs import CONFIG
-from metamixer_ray.sweeps.config import SweepConfig
+from metamixer_ray.sweeps.config import DEFAULT_VALIDATION, SweepConfig
 from metamixer_ray.sweeps.engine import trial_resources
 from metamixer_ray.sweeps.findings import ranked
 from metamixer_ray.sweeps.ledger import Ledger, Trial
@@ -143,9 +143,18 @@ def draw(config: SweepConfig, running: Underway, search: Ledger, board: Board) -
 
 
 def best_config(training: TrainConfig, best: Trial) -> TrainConfig:
-    """What ``train --config`` takes to train with the best settings: on the whole training set, and tested."""
-    chosen = with_settings(training, {**best.settings, "test": True})
+    """What ``train --config`` takes to train with the best settings and test them, see :func:`for_testing`."""
+    (chosen,) = for_testing(training, [best.settings])
     return replace(chosen, run=replace(chosen.run, name=None, resume=False))
+
+
+def for_testing(training: TrainConfig, chosen: Sequence[Settings]) -> list[TrainConfig]:
+    """Trainings with these settings that end with the test images, all on the same training images: the whole set,
+    but where a distiller asks for a validation split, what it leaves."""
+    configs = [with_settings(training, {**settings, "test": True}) for settings in chosen]
+    held_out = training.dataset.validation_fraction or DEFAULT_VALIDATION
+    fraction = held_out if any(needs_validation(config.distillation) for config in configs) else 0.0
+    return [with_settings(config, {"validation_fraction": fraction}) for config in configs]
 
 
 def spaces_text(config: SweepConfig) -> str:
@@ -163,10 +172,11 @@ def announce(
 ) -> None:
     """What the person is told before the first trial."""
     training = config.training
+    data = part_of(training, splits, peer=0).description
     board.say(sweep.name)
     for name, text in (
         ("search", f"{config.search} over {', '.join(config.space)}; {samples} trials of {training.epochs} epochs"),
-        ("trial", f"{', '.join(training.peers)} on {splits.description}; {training.workers} workers, {resources}"),
+        ("trial", f"{', '.join(training.peers)} on {data}; {training.workers} workers, {resources}"),
         ("objective", f"{objective_text(config)} (validation); scheduler {config.scheduler}"),
         ("folder", str(sweep.folder)),
     ):
@@ -232,18 +242,23 @@ def build_tpe(config: SweepConfig, space: Space) -> Tpe | None:
 def refit(
     training: TrainConfig, best: Trial, sweep: Sweep, board: Board, parent_run_id: str | None
 ) -> dict[str, dict[str, Any]]:
-    """Train the defaults and the best settings on the whole training set, and test them: their summaries."""
+    """Train the defaults and the best settings once more, and test them (:func:`for_testing`): their summaries."""
     summaries: dict[str, dict[str, Any]] = {}
     place = sweep.folder.inside(REFIT)
-    conditions = {"defaults": (f"{sweep.name}-defaults", {}), "best": (f"{sweep.name}-best-{best.name}", best.settings)}
-    for condition, (name, settings) in conditions.items():
-        if condition == "best" and not settings:
+    names = {"defaults": f"{sweep.name}-defaults", "best": f"{sweep.name}-best-{best.name}"}
+    for (condition, name), config in zip(names.items(), for_testing(training, [{}, best.settings]), strict=True):
+        if condition == "best" and not best.settings:
             summaries[condition] = summaries["defaults"]
             continue
-        board.say(f"now the {condition} on the whole training set")
-        config = with_settings(training, {**settings, "test": True})
-        if not needs_validation(config.distillation):
-            config = with_settings(config, {"validation_fraction": 0.0})
+        held_out = config.dataset.validation_fraction
+        board.say(
+            f"now the {condition} on "
+            + (
+                f"all training images but the share of {held_out} that is held out"
+                if held_out
+                else "the whole training set"
+            )
+        )
         begun = place.inside(name).exists(CONFIG)
         whole = replace(config, run=replace(config.run, name=name, storage=place.uri, resume=begun))
         summaries[condition] = train(whole, Console(config.run.verbose), parent_run_id=parent_run_id)

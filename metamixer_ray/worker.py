@@ -128,12 +128,12 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
     if start is not None:
         progress = restore_peer(start, mesh.peer, peer.network.network, peer.optimizer, identified, peer.learnt)
         if peer.stale is not None:
-            peer.stale.told = read_told(start, mesh.peer, identified).to(device)
-            peer.stale.refresh({other: read_told(start, other, identified) for other in range(mesh.peers)})
+            told = {each: read_told(start, each, identified) for each in range(mesh.peers)}
+            peer.stale.refresh({each: state for each, state in told.items() if state is not None})
         # Whoever keeps the rows may have died between taking checkpoints and writing their rows. A row that is there
         # already is not written twice. The file is the first replica's, so each says again who it is.
-        told = [json.loads(report) | {"replica": mesh.replica} for report in progress.reports]
-        session.report({"event": "restored", "reports": told}, None, None)
+        reports = [json.loads(report) | {"replica": mesh.replica} for report in progress.reports]
+        session.report({"event": "restored", "reports": reports}, None, None)
     while progress.epoch < config.epochs:
         train_epoch(peer, progress, session)
 
@@ -232,8 +232,8 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> None:
         "scores": asdict(scores) if scores else None,
         "test": asdict(test) if test else None,
         "exchange": {
-            "bytes_per_step": cost.bytes_per_step * cost.steps / max(1, steps),
-            "seconds_per_step": cost.seconds_per_step * cost.steps / max(1, steps),
+            "bytes_per_step": cost.sent_bytes / max(1, steps),
+            "seconds_per_step": cost.seconds / max(1, steps),
             "wait_fraction": cost.wait_seconds / train_seconds,
         },
         "skipped_steps": progress.skipped_steps,
@@ -270,8 +270,8 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
 
     # How much it is to learn from the others, and with copies of them, how they have become.
     kd_weight = config.distillation.kd_weight * kd_ramp(config.distillation, now, config.epochs)
-    if peer.stale is not None and step % config.distillation.stale_steps == 0:
-        refresh_copies(peer, peer.stale)
+    if peer.stale is not None and kd_weight > 0 < step and step % config.distillation.stale_steps == 0:
+        refresh_copies(peer, peer.stale, step)
 
     # This peer's view of them.
     features: dict[int, Tensor] = {}
@@ -288,7 +288,7 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     own = Own(logits=logits, targets=targets)
     for stage in embedded:
         own = replace(own, embedding=mean_over_places(features[stage], layouts[stage]))
-    if peer.stale is not None and kd_weight > 0:
+    if peer.stale is not None and peer.stale.told is not None:
         with autocast(peer.precision, device):
             own = replace(own, stale=peer.stale.look(images, mix_tap(plan)))
     with torch.set_grad_enabled(config.distillation.statistics_weight > 0):
@@ -305,7 +305,7 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
         reduce=peer.distiller.reduce,
         beside=statistics_message(statistics),
         control=Control(step=step, wish_checkpoint=wish_checkpoint and exchange is peer.exchange),
-        also_finite=cross_entropy + own.stale.sum(),
+        also_finite=cross_entropy,
     )
     hits = targets.gather(1, logits.argmax(dim=1, keepdim=True)).mean()
     for group in peer.optimizer.param_groups:
@@ -334,7 +334,7 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     peer.optimizer.step()
 
     meters.add(loss=loss, cross_entropy=cross_entropy, train_top1=hits)
-    if exchange is peer.exchange:
+    if exchange is peer.exchange or len(own.stale):
         meters.add(kd=kd)
     if statistics:
         agreement = attention_agreement(statistics, heard)
@@ -343,12 +343,11 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
     return flags
 
 
-def refresh_copies(peer: Peer, stale: StaleCopies) -> None:
+def refresh_copies(peer: Peer, stale: StaleCopies, step: int) -> None:
     """Tell the other peers how this one's network has become, and hear it of theirs."""
     share_buffers(peer.network, peer.mesh)
-    stale.told = flat_state(peer.network)
     order = peer.mesh.peers_by_rank
-    told = peer.exchange.spread(stale.told, [stale.sizes[other] for other in order])
+    told = peer.exchange.spread(flat_state(peer.network), [stale.sizes[each] for each in order], step=step)
     stale.refresh(dict(zip(order, told, strict=True)))
 
 
@@ -385,8 +384,9 @@ def evaluate_epoch(peer: Peer, epoch: int) -> tuple[Evaluation | None, Evaluatio
         )
 
     mesh, teacher = peer.mesh, peer.distiller
-    last, measured = epoch + 1 == peer.config.epochs, isinstance(teacher, GeneralTeacher)
-    if not (last or measured) and (epoch + 1) % peer.config.evaluate_every:
+    last = epoch + 1 == peer.config.epochs
+    due = last or (epoch + 1) % peer.config.evaluate_every == 0
+    if not (due or isinstance(teacher, GeneralTeacher)):
         return None, None
     share_buffers(peer.network, mesh)
     if peer.splits.validation is None:
@@ -398,4 +398,4 @@ def evaluate_epoch(peer: Peer, epoch: int) -> tuple[Evaluation | None, Evaluatio
         teacher.share.fill_(errors.shares(mesh.replica_group)[mesh.peer])
     else:
         scores = score(peer.splits.validation)
-    return scores, score(peer.splits.test) if last and peer.config.test else None
+    return scores if due else None, score(peer.splits.test) if last and peer.config.test else None

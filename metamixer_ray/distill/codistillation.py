@@ -5,10 +5,12 @@ Every peer keeps copies of the other peers' networks, brought up to date every `
 mean of what the copies predict for its own batch. With p_j the predictions of the copy of peer j at temperature T, the
 loss of peer i is T squared times KL(mean_j p_j || p_i), j over the others. The copies look as they would be evaluated
 (BatchNorm by its running statistics) and carry no gradient. The burn-in, epochs without any of this at the start, is
-``--kd-burn-in-epochs``.
+``--kd-burn-in-epochs``. There are copies from the first K-th step on at which the others count at all: untrained
+networks have nothing to say.
 
 Exchanged: all of a network's weights and running statistics, as float32, to each other peer, but only at every K-th
-step; per step nothing but control. Instead a peer runs P - 1 forward passes more, and holds P - 1 more networks.
+step; per step control, and feature statistics where they are measured. Instead a peer runs P - 1 forward passes more,
+and holds P - 1 more networks.
 
 Ours and not the paper's: the temperature, and a linear ramp after the burn-in. Peers see the same batches unless
 ``--disjoint-data`` gives each a part of the images of its own, as the paper recommends. There peers exchange
@@ -39,13 +41,19 @@ class Codistillation:
         return {}
 
     def loss(self, own: Own, heard: Heard) -> Tensor:
-        """The divergence from the copies' mean prediction; zero where no copy was asked, as in the burn-in."""
+        """The divergence from the copies' mean prediction; zero where no copy was asked, as in the burn-in.
+
+        A copy that gives a value that isn't finite is left out: its peer has gone wrong, and not this one.
+        """
         if len(own.stale) == 0:
             return torch.zeros((), device=own.logits.device)
         with torch.autocast(own.logits.device.type, enabled=False):
             # Logits of which the softmax at this temperature is the mean prediction; a constant changes nothing.
             predictions = torch.log_softmax(own.stale.float() / self.temperature, dim=2)
-            teacher = self.temperature * predictions.logsumexp(0)
+            sound = own.stale.isfinite().flatten(1).all(dim=1)
+            together = predictions.masked_fill(~sound[:, None, None], -torch.inf).logsumexp(0)
+            # Whoever imitates itself learns nothing.
+            teacher = torch.where(sound.any(), self.temperature * together, own.logits.detach().float())
             return self._teaching(own.logits, teacher, own.targets)
 
 
@@ -58,18 +66,21 @@ class StaleCopies:
     """
 
     def __init__(self, networks: Sequence[nn.Module], own: int, device: torch.device) -> None:
-        copies = [_watching(network, device) for network in networks]
-        self._others = {peer: network for peer, network in enumerate(copies) if peer != own}
-        self.sizes = [sum(tensor.numel() for tensor in _state(network)) for network in copies]
+        self._others = {peer: _watching(network, device) for peer, network in enumerate(networks) if peer != own}
+        self.sizes = [sum(tensor.numel() for tensor in _state(network)) for network in networks]
         """Per peer, how many numbers its network is."""
-        self.told = flat_state(copies[own])
-        """What the others have of this peer, float32 [n]."""
+        self._own = own
+        self.told: Tensor | None = None
+        """What the others have of this peer, float32 [n]; None before anybody was told anything."""
 
     def refresh(self, told: Mapping[int, Tensor]) -> None:
-        """Bring the copies up to date: by peer, the :func:`flat_state` of each of the others."""
-        for peer, network in self._others.items():
-            state = _state(network)
-            pieces = told[peer].split([tensor.numel() for tensor in state])
+        """Bring the copies up to date: by peer, this one included, its :func:`flat_state`."""
+        for peer, values in told.items():
+            if peer == self._own:
+                self.told = values
+                continue
+            state = _state(self._others[peer])
+            pieces = values.split([tensor.numel() for tensor in state])
             for tensor, piece in zip(state, pieces, strict=True):
                 tensor.copy_(piece.view(tensor.shape))
 

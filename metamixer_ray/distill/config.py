@@ -53,7 +53,8 @@ class DistillConfig:
     """dkd: weight of the other classes."""
 
     stale_steps: int = 50
-    """codistillation: steps from one exchange of the networks' weights to the next."""
+    """codistillation: steps from one exchange of the networks' weights to the next. Before the first of them peers
+    learn from the labels alone. The copies predict as in an evaluation, by the running statistics of BatchNorm."""
 
     disjoint_data: bool = False
     """codistillation, none: every peer learns from a part of the training images of its own, as many of each class as
@@ -110,8 +111,9 @@ class DistillConfig:
     """Exchanges between two measurements of the feature statistics when their weight is 0."""
 
     exchange_every: int = 1
-    """Steps from one exchange to the next; on those between, peers learn from the labels alone. For slow networks
-    between distant workers: less is sent, and less is learnt from each other."""
+    """Steps from one exchange to the next; on those between, peers learn from the labels alone (codistillation: from
+    its copies too, which --stale-steps refreshes). For slow networks between distant workers: less is sent, and less is
+    learnt from each other."""
 
     exchange_dtype: Literal["float32", "bf16"] = "float32"
     """What travels in the exchange. bf16 halves the bytes and rounds what peers hear to about three digits, which is

@@ -48,15 +48,23 @@ class ExchangeCost:
 
     steps: int
     """Completed exchanges."""
-    bytes_per_step: float
-    """Bytes a worker hands to the collective per step: the buffers for 'mean' and 'lowest', whatever P; the buffer
+    sent_bytes: float
+    """Bytes a worker handed to the collectives: the buffers for 'mean' and 'lowest', whatever P; the buffer
     times P - 1 for 'each'. 0 with one peer. What was spread counts as for 'each'."""
-    seconds_per_step: float
-    """Time inside ``start`` and inside ``wait``, per step. What lies between the two is free and not
-    counted."""
+    seconds: float
+    """Time inside ``start``, ``wait`` and ``spread``. What lies between the first two is free and not counted."""
     wait_seconds: float
-    """Time blocked in ``wait`` for the collective to end, in total (divide by elapsed time for a
-    fraction)."""
+    """Of these, time blocked for the collective to end."""
+
+    @property
+    def bytes_per_step(self) -> float:
+        """``sent_bytes`` per completed exchange."""
+        return self.sent_bytes / max(1, self.steps)
+
+    @property
+    def seconds_per_step(self) -> float:
+        """``seconds`` per completed exchange."""
+        return self.seconds / max(1, self.steps)
 
 
 class Exchange:
@@ -133,13 +141,20 @@ class Exchange:
         return Pending(self, sent, reduce, control.step, time.perf_counter() - started)
 
     @torch.no_grad()
-    def spread(self, own: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    def spread(self, own: Tensor, sizes: Sequence[int], *, step: int) -> list[Tensor]:
         """Every peer's ``own`` in the order of their indices, by a broadcast each: for what is large and seldom said.
 
         Args:
             own: float32 [n], on the exchange's device; sent as it is, whatever the exchange's dtype.
             sizes: n of every peer, in the same order.
+            step: this peer's.
+
+        Raises:
+            PeersDrifted, PeersDisagree: the first time, as in :meth:`start`.
         """
+        shapes: _Shapes = (("spread", tuple(sizes)),)
+        if (shapes, (), "each") not in self._agreed:
+            self._agree(shapes, (), "each", step)
         started = time.perf_counter()
         told = [own if peer == self.own_index else own.new_empty(size) for peer, size in enumerate(sizes)]
         works = [
@@ -156,12 +171,8 @@ class Exchange:
 
     def cost(self) -> ExchangeCost:
         """What the exchanges that ended since the last reset cost."""
-        steps = max(1, self._steps)
         return ExchangeCost(
-            steps=self._steps,
-            bytes_per_step=self._bytes / steps,
-            seconds_per_step=self._seconds / steps,
-            wait_seconds=self._wait_seconds,
+            steps=self._steps, sent_bytes=self._bytes, seconds=self._seconds, wait_seconds=self._wait_seconds
         )
 
     def reset_cost(self) -> None:

@@ -7,7 +7,8 @@ least expected squared error (Perrone and Cooper 1993, whom the paper follows). 
 negative shares. The teacher of all images is z_t = sum_i a_i z_i; until the first measurement all shares are 1 / P.
 Held out is the validation split (``--validation-fraction``), so that is not untouched by the training any more.
 
-Exchanged: each peer says a_i z_i and hears the mean of the others': one all-reduce of [B, C], whatever P.
+Exchanged: each peer says a_i z_i and hears the mean of the others': one all-reduce of [B, C], whatever P. After each
+epoch, also one that isn't evaluated, each gathers all peers' errors on the validation split.
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from metamixer_ray.config import TrainConfig
-from metamixer_ray.distill import takes_copies
+from metamixer_ray.distill import kd_ramp, needs_validation, takes_copies
 from metamixer_ray.optimisation import for_peer
 from metamixer_ray.planning.collectives import (
     Cluster,
@@ -186,8 +186,7 @@ def estimate(
     refreshes = 0.0
     if takes_copies(config.distillation):
         networks = with_copies(networks, costs)
-        all_steps = config.epochs * len(epoch.rows)
-        refreshes = math.ceil(all_steps / config.distillation.stale_steps) / all_steps
+        refreshes = refreshes_per_step(config, len(epoch.rows))
     exchange = exchange_estimate(
         said,
         peers,
@@ -200,7 +199,8 @@ def estimate(
     slowdown = largest_slowdown(slowest.compute_seconds, exchange.seconds_per_step, MOST_SHARE)
     step_seconds = alone_seconds + exchange.seconds_per_step
     steps, rows = len(epoch.rows), max(epoch.rows)
-    evaluations = math.ceil(config.epochs / config.evaluate_every)
+    every = 1 if needs_validation(config.distillation) else config.evaluate_every
+    evaluations = math.ceil(config.epochs / every)
     evaluated = (evaluations * epoch.evaluated + epoch.tested) / (replicas * rows)
     evaluation_seconds = evaluated * max(network.evaluation_seconds for network in networks)
     training_seconds = config.epochs * steps * step_seconds + evaluation_seconds
@@ -227,6 +227,15 @@ def estimate(
         worker_hours=worker_hours,
         gpu_hours=gpus_per_worker * worker_hours if gpus_per_worker else None,
     )
+
+
+def refreshes_per_step(config: TrainConfig, steps_per_epoch: int) -> float:
+    """How often per step peers tell each other their weights: not before the others count."""
+    every, steps = config.distillation.stale_steps, config.epochs * steps_per_epoch
+    counting = (
+        kd_ramp(config.distillation, step / steps_per_epoch, config.epochs) for step in range(every, steps, every)
+    )
+    return sum(weight > 0 for weight in counting) / steps if config.distillation.kd_weight > 0 else 0.0
 
 
 def with_copies(networks: Sequence[NetworkEstimate], costs: Sequence[NetworkCosts]) -> tuple[NetworkEstimate, ...]:

@@ -110,7 +110,14 @@ def _epoch_of_counts(config: TrainConfig, counts: ImageCounts, name: str) -> Epo
             )
         count = data.train_limit
     if config.distillation.disjoint_data:
-        count = count // counts.classes // len(config.peers) * counts.classes
+        each = count // counts.classes // len(config.peers)
+        if each == 0:
+            raise ConfigError(
+                f"--disjoint-data: {count} training images of {counts.classes} classes are less than one of each class "
+                f"for each of {len(config.peers)} peers; give a larger --train-limit or a smaller "
+                "--validation-fraction, or train fewer peers"
+            )
+        count = each * counts.classes
     size = data.image_size or counts.size
     order = BatchOrder(
         torch.arange(count) % counts.classes,

@@ -46,7 +46,8 @@ class SweepConfig:
     """After the search, the best settings and the defaults are trained with so many further seeds each, which tells
     what was found from what was luck; 0 for none."""
     refit: bool = False
-    """In the end train the best settings and the defaults on the whole training set, and only then test them."""
+    """In the end train the best settings and the defaults on the whole training set (but what a distiller such as
+    kdcl-general needs for validation), and only then test them."""
     training: TrainConfig = field(default_factory=TrainConfig)
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from metamixer_ray.config import TrainConfig, flag, flatten, identity
+from metamixer_ray.config import TrainConfig, completed, flag, flatten, identity
 from metamixer_ray.data import NAMED_SOURCES
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.folder import RunFolder
@@ -113,7 +113,7 @@ def _facts_of(kind: Kind, folder: RunFolder) -> dict[str, Any]:
         facts = yaml.safe_load(folder.read(kind.facts) or b"")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{folder}/{kind.facts} is not YAML ({error}); choose another --name") from None
-    return facts if isinstance(facts, dict) else {}
+    return completed(facts) if facts and isinstance(facts, dict) else {}
 
 
 def default_name(kind: Kind, training: TrainConfig, subject: str) -> str:

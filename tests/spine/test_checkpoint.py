@@ -114,6 +114,16 @@ def test_what_would_run_on_loading_does_not(saved: Path) -> None:
     assert not (saved / "ran").exists()
 
 
+def test_a_checkpoint_from_before_an_option_goes_on_with_its_default(tmp_path: Path) -> None:
+    network, optimizer = trained(1)
+    now = identity(TrainConfig())
+    before = {name: value for name, value in now.items() if name not in ("stale_steps", "kd_burn_in_epochs")}
+    take_snapshot(0, network, optimizer, Progress(epoch=2), before).write(tmp_path)
+    assert restore_peer(tmp_path, 0, network, optimizer, now).epoch == 2
+    with pytest.raises(CheckpointError, match=r"kd_burn_in_epochs was 0\.0 and is now 3\.0"):
+        read_peer(tmp_path, 0, now | {"kd_burn_in_epochs": 3.0})
+
+
 def cut(folder: Path) -> None:
     content = (folder / "peer0.pt").read_bytes()
     (folder / "peer0.pt").write_bytes(content[:-7])

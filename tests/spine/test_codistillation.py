@@ -12,13 +12,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metamixer_ray.config import TrainConfig
+from metamixer_ray.checkpoint import read_peer
+from metamixer_ray.config import TrainConfig, from_settings
 from metamixer_ray.data import load_splits
 from metamixer_ray.distill import (
     Control,
     DistillConfig,
     Exchange,
     Own,
+    PeersDisagree,
+    PeersDrifted,
     StaleCopies,
     build_distiller,
     flat_state,
@@ -74,8 +77,7 @@ def codistil(peers: int, turned: bool) -> list[tuple[float, Tensor, float]]:
     for step in range(STEPS):
         exchange.reset_cost()
         if step % EVERY == 0:
-            copies.told = flat_state(own)
-            told = exchange.spread(copies.told, [copies.sizes[other] for other in order])
+            told = exchange.spread(flat_state(own), [copies.sizes[other] for other in order], step=step)
             copies.refresh(dict(zip(order, told, strict=True)))
         torch.manual_seed(step)
         logits = own(images_of(step))
@@ -129,6 +131,59 @@ def test_without_copies_to_ask_there_is_nothing_to_learn(pool: Pool) -> None:
     assert not loss.requires_grad
 
 
+def test_a_copy_that_has_gone_wrong_teaches_nobody() -> None:
+    distiller = build_distiller(DistillConfig(distiller="codistillation"))
+    heard = Exchange(None, "cpu").start({}, control=Control(step=0)).wait()
+    logits, stale = torch.randn(ROWS, CLASSES, requires_grad=True), torch.randn(2, ROWS, CLASSES)
+
+    def learnt(stale: Tensor) -> tuple[Tensor, Tensor]:
+        loss = distiller.loss(Own(logits=logits, targets=targets_of(0), stale=stale), heard)
+        return loss.detach(), torch.autograd.grad(loss, logits)[0]
+
+    for broken in (torch.inf, torch.nan):
+        spoiled = stale.clone()
+        spoiled[0, 3, 1] = broken
+        for one, other in zip(learnt(spoiled), learnt(stale[1:]), strict=True):
+            assert torch.allclose(one, other, atol=1e-6)
+        spoiled[1, 0, 0] = broken
+        for nothing in learnt(spoiled):
+            assert torch.allclose(nothing, torch.zeros(()), atol=1e-6)
+
+
+def drifted(values: int, steps: list[int]) -> str:
+    """The job of one rank: spread so many values at this rank's step; what it is told."""
+    rank = dist.get_rank()
+    try:
+        Exchange(dist.group.WORLD, "cpu").spread(torch.ones(values), [values, values + rank], step=steps[rank])
+    except (PeersDrifted, PeersDisagree) as error:
+        return str(error)
+    return ""
+
+
+def test_peers_at_different_steps_are_told_before_weights_travel(pool: Pool) -> None:
+    told = pool.run(2, drifted, 5, [50, 100])
+    assert all("from step 50 to step 100" in message for message in told)
+    told = pool.run(2, drifted, 5, [50, 50])
+    assert all("want to exchange different things" in message for message in told)
+
+
+@pytest.mark.parametrize("settings", [{"stale_steps": 100}, {"stale_steps": 2, "kd_burn_in_epochs": 1.9}])
+def test_nobody_imitates_networks_that_nothing_is_known_of(
+    pool: Pool, small: Callable[..., TrainConfig], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Before the first refresh, and in the burn-in, peers learn what they would learn alone."""
+    alone = small(distiller="none", train_limit=64)
+    config = small(distiller="codistillation", kd_warmup_epochs=0, train_limit=64, **settings)
+    for name, one in (("alone", alone), ("stale", config)):
+        pool.run(2, learn_together, one, tmp_path / name)
+    for peer in range(2):
+        first, second = (
+            read_peer(tmp_path / name / f"checkpoint-epoch{config.epochs:04d}", peer) for name in ("alone", "stale")
+        )
+        assert all(torch.equal(value, second["network"][name]) for name, value in first["network"].items())
+        assert "told" not in second
+
+
 def test_it_composes_with_decoupled_divergence() -> None:
     logits, stale = torch.randn(ROWS, CLASSES), torch.randn(2, ROWS, CLASSES)
     heard = Exchange(None, "cpu").start({}, control=Control(step=0)).wait()
@@ -174,12 +229,13 @@ def test_disjoint_parts_hold_as_many_of_each_class(small: Callable[..., TrainCon
         sizes = [[len(batch) for batch in order.epoch(epoch)] for order in orders]
         assert sizes[0] == sizes[1] == sizes[2]
     assert epoch_of(config, images=None, classes=None).rows == tuple(sizes[0])
+    assert f"each peer learns from {int(counts.sum())} of its own" in parts[1].description
 
 
 def test_peers_of_disjoint_data_see_none_of_each_others_images(
     pool: Pool, small: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
-    config = small(**DISJOINT, mixer="none", augment="none", kd_warmup_epochs=0, stale_steps=2, batch_size=1 << 10)
+    config = small(**DISJOINT, mixer="none", augment="none", kd_warmup_epochs=0, stale_steps=1, batch_size=1 << 10)
     one, other = pool.run(2, learn_together, config, tmp_path)
     assert one.ended == other.ended == "finished"
     assert one.epochs[-1]["train"]["kd"] > 0
@@ -206,3 +262,7 @@ def test_a_class_too_small_for_the_peers_is_named(small: Callable[..., TrainConf
     config = small(peers=["tests.spine.networks:tiny"] * 9, **DISJOINT)
     with pytest.raises(ConfigError, match=r"--disjoint-data: class \d has \d training images for 9 peers"):
         part_of(config, load_splits(config.dataset), 0)
+    # The same where images are only counted.
+    counted = from_settings({"peers": ["resnet8"] * 9, "image_size": 8, **DISJOINT})
+    with pytest.raises(ConfigError, match=r"--disjoint-data: 80 training images of 10 classes .* of 9 peers"):
+        epoch_of(counted, images=80, classes=10)

@@ -136,7 +136,8 @@ def test_a_training_measures_after_every_epoch(
         replicas=replicas,
         kd_warmup_epochs=0,
     )
-    pool.run(config.workers, learn_together, config, tmp_path)
+    outcomes = pool.run(config.workers, learn_together, config, tmp_path)
+    assert all([row["scores"] is None for row in o.epochs] == [True, True, False] for o in outcomes)
     splits = load_splits(config.dataset)
     validation = splits.validation
     assert validation is not None

@@ -344,12 +344,10 @@ def test_memory_follows_the_batch() -> None:
 
 
 def test_copies_of_other_networks_are_paid_for() -> None:
-    config = from_settings({"peers": ["resnet8", "resnet8", "resnet14"], "distiller": "codistillation", "epochs": 7})
-    assert config.distillation.stale_steps == 50
     plain = planned(peers=["resnet8", "resnet8", "resnet14"], distiller="none", epochs=7)
-    stale = planned(peers=["resnet8", "resnet8", "resnet14"], distiller="codistillation", epochs=7)
-    # 7 epochs of 3 steps: one exchange of weights, at the first of 21 steps, to two other peers.
-    assert stale.exchange.bytes_per_step - plain.exchange.bytes_per_step == pytest.approx(2 * 4_000_900 / 21)
+    stale = planned(peers=["resnet8", "resnet8", "resnet14"], distiller="codistillation", epochs=7, stale_steps=10)
+    # 7 epochs of 3 steps: weights are told at steps 10 and 20, to two other peers.
+    assert stale.exchange.bytes_per_step - plain.exchange.bytes_per_step == pytest.approx(2 * 2 * 4_000_900 / 21)
     for one, other in zip(plain.networks, stale.networks, strict=True):
         assert other.compute_seconds == pytest.approx(one.compute_seconds + 2 * one.evaluation_seconds)
         assert other.memory.weights == one.memory.weights + 2 * 4_001_000 + 4_000_900

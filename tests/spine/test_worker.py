@@ -273,11 +273,15 @@ def test_one_broken_step_is_skipped_by_all(pool: Pool, small: Make, tmp_path: Pa
         assert after["progress"]["total_steps"] == 3
 
 
-@pytest.mark.parametrize("train_limit", [64, 400])
+@pytest.mark.parametrize(
+    ("train_limit", "settings"),
+    [(64, {}), (400, {}), (400, {"distiller": "codistillation", "stale_steps": 1, "kd_warmup_epochs": 0})],
+)
 def test_a_peer_broken_for_ever_is_named_within_bounded_steps(
-    pool: Pool, small: Make, tmp_path: Path, train_limit: int
+    pool: Pool, small: Make, tmp_path: Path, train_limit: int, settings: dict[str, Any]
 ) -> None:
-    config = small(peers=[f"{HERE}:tiny", f"{HERE}:broken_for_ever"], epochs=40, train_limit=train_limit)
+    peers = [f"{HERE}:tiny", f"{HERE}:broken_for_ever"]
+    config = small(peers=peers, epochs=40, train_limit=train_limit, **settings)
     outcomes = pool.run(2, learn_together, config, tmp_path)
     for outcome in outcomes:
         assert re.match(r"diverged: 20 steps in a row .* peer 1 \(.*broken_for_ever\)", outcome.ended)

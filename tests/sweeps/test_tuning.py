@@ -7,13 +7,13 @@ import pytest
 import yaml
 from ray.tune.schedulers import TrialScheduler
 
-from metamixer_ray.config import RunConfig, TrainConfig, to_yaml
+from metamixer_ray.config import RunConfig, TrainConfig, from_settings, to_yaml, with_settings
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.sweeps.config import SchedulerName, SweepConfig
 from metamixer_ray.sweeps.ledger import Trial
-from metamixer_ray.sweeps.opening import for_trials
+from metamixer_ray.sweeps.opening import SWEEP, Sweep, create_sweep, facts_of, for_trials, open_sweep
 from metamixer_ray.sweeps.schedulers import build_scheduler
-from metamixer_ray.tune import best_config, fixed_points, read_point
+from metamixer_ray.tune import best_config, fixed_points, for_testing, read_point
 from tests.sweeps.test_spaces import conditional
 
 
@@ -54,6 +54,36 @@ def test_the_best_settings_can_be_trained_and_tested_whatever_the_trials_did() -
     best.check()
     assert (best.test, best.run.name, best.run.resume) == (True, None, False)
     assert (best.mixing.local_alpha, best.optimisation.lr) == (0.3, (0.2,))
+
+
+def test_a_sweep_from_before_an_option_is_resumed(tmp_path: Path) -> None:
+    config = SweepConfig(training=from_settings({"name": "old", "storage": str(tmp_path)}))
+    facts = facts_of(config)
+    sweep = open_sweep(SWEEP, config.training, facts, "anything")
+    create_sweep(sweep, {name: value for name, value in facts.items() if name != "stale_steps"})
+
+    def resumed(**settings: object) -> Sweep:
+        again = with_settings(config.training, {"resume": True, **settings})
+        return open_sweep(SWEEP, again, facts_of(SweepConfig(training=again)), "anything")
+
+    assert resumed().key == sweep.key
+    with pytest.raises(ConfigError, match=r"--stale-steps is 7 but sweep 'old' has 50"):
+        resumed(stale_steps=7)
+
+
+@pytest.mark.parametrize("asked", [0.0, 0.2])
+def test_what_needs_a_validation_split_keeps_one_in_the_end(asked: float) -> None:
+    training = from_settings({"validation_fraction": asked})
+    general: dict[str, object] = {"distiller": "kdcl-general"}
+    best = best_config(training, Trial(number=1, settings=general, origin="tpe"))
+    best.check()
+    assert best.dataset.validation_fraction == (asked or 0.1)
+    # What it is compared with learns from the same images.
+    both = for_testing(training, [{}, general])
+    assert [config.dataset.validation_fraction for config in both] == [asked or 0.1] * 2
+    whole = for_testing(training, [{}, {"distiller": "none"}])
+    assert [config.dataset.validation_fraction for config in whole] == [0.0] * 2
+    assert all(config.test for config in both + whole)
 
 
 @pytest.mark.parametrize(
