@@ -15,7 +15,7 @@ import yaml
 from metamixer_ray.capacity import WorkerResources
 from metamixer_ray.cli import STARTING_POINTS, run_command, take_starting_point
 from metamixer_ray.config import TrainConfig, from_settings, nest, plain_settings, to_yaml, with_settings
-from metamixer_ray.data import Splits, load_splits
+from metamixer_ray.data import load_splits
 from metamixer_ray.distill import needs_validation
 from metamixer_ray.errors import ConfigError, TrainingFailed, UserError
 from metamixer_ray.placement import connect
@@ -44,7 +44,7 @@ from metamixer_ray.sweeps.proposing import Tpe
 from metamixer_ray.sweeps.schedulers import build_scheduler
 from metamixer_ray.sweeps.spaces import Settings, Space, describe, draws, grid, load_spaces, searchable
 from metamixer_ray.sweeps.stages import confirm, curves
-from metamixer_ray.sweeps.telling import closing, objective_text, parent_metrics, refitted, summarise
+from metamixer_ray.sweeps.telling import closing, objective_text, parent_metrics, refitted, summarise, trained_on
 from metamixer_ray.sweeps.underway import Underway, underway
 from metamixer_ray.tracking import Console
 from metamixer_ray.tracking.board import Board
@@ -70,12 +70,13 @@ def tune(config: SweepConfig, board: Board | None = None) -> dict[str, Any]:
     splits = load_splits(config.training.dataset, processes=os.cpu_count() or 1)
     build_peers(config.training, classes=len(splits.classes), image_size=splits.train.image_size)
     training, facts = config.training, facts_of(config)
+    data = part_of(training, splits, peer=0).description
     sweep = open_sweep(SWEEP, training, facts, spaces_text(config))
     connect(training.placement, verbose=training.run.verbose)
     resources = trial_resources(training)
     create_sweep(sweep, facts)
     board = board or Board(samples, training.epochs, nll=config.objective == "nll")
-    announce(config, sweep, splits, resources, samples, board)
+    announce(config, sweep, data, resources, samples, board)
     subject = f"over {', '.join(config.space)}"
     parent = parent_plan(training, sweep, facts, module="metamixer_ray.tune", subject=subject)
     with underway(
@@ -165,14 +166,13 @@ def spaces_text(config: SweepConfig) -> str:
 def announce(
     config: SweepConfig,
     sweep: Sweep,
-    splits: Splits,
+    data: str,
     resources: WorkerResources,
     samples: int,
     board: Board,
 ) -> None:
     """What the person is told before the first trial."""
     training = config.training
-    data = part_of(training, splits, peer=0).description
     board.say(sweep.name)
     for name, text in (
         ("search", f"{config.search} over {', '.join(config.space)}; {samples} trials of {training.epochs} epochs"),
@@ -245,23 +245,19 @@ def refit(
     """Train the defaults and the best settings once more, and test them (:func:`for_testing`): their summaries."""
     summaries: dict[str, dict[str, Any]] = {}
     place = sweep.folder.inside(REFIT)
-    names = {"defaults": f"{sweep.name}-defaults", "best": f"{sweep.name}-best-{best.name}"}
+    names = {"defaults": "defaults", "best": f"best-{best.name}"}
     for (condition, name), config in zip(names.items(), for_testing(training, [{}, best.settings]), strict=True):
         if condition == "best" and not best.settings:
             summaries[condition] = summaries["defaults"]
             continue
         held_out = config.dataset.validation_fraction
-        board.say(
-            f"now the {condition} on "
-            + (
-                f"all training images but the share of {held_out} that is held out"
-                if held_out
-                else "the whole training set"
-            )
-        )
+        board.say(f"now the {condition} on {trained_on(held_out)}")
+        # A sweep that is taken up again with more trials may have another best, which holds out something or nothing.
+        name = f"{sweep.name}-{name}" + (f"-without-{held_out:g}" if held_out else "")
         begun = place.inside(name).exists(CONFIG)
         whole = replace(config, run=replace(config.run, name=name, storage=place.uri, resume=begun))
-        summaries[condition] = train(whole, Console(config.run.verbose), parent_run_id=parent_run_id)
+        found = train(whole, Console(config.run.verbose), parent_run_id=parent_run_id)
+        summaries[condition] = {**found, "held_out": held_out}
     return summaries
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from metamixer_ray.config import TrainConfig
-from metamixer_ray.distill import kd_ramp, needs_validation, takes_copies
+from metamixer_ray.distill import needs_validation, takes_copies
 from metamixer_ray.optimisation import for_peer
 from metamixer_ray.planning.collectives import (
     Cluster,
@@ -22,6 +22,7 @@ from metamixer_ray.planning.collectives import (
 from metamixer_ray.planning.images import Epoch
 from metamixer_ray.planning.messages import Messages
 from metamixer_ray.planning.network_probe import NetworkCosts
+from metamixer_ray.preparation import refreshes
 
 MOST_SHARE = 0.05
 """The share of a step that the exchange should stay under."""
@@ -170,7 +171,7 @@ def estimate(
     """
     peers, replicas = len(config.peers), config.placement.replicas
     between_replicas = ring_link(replica_rings(peers, replicas), cluster)
-    networks = tuple(
+    alone = networks = tuple(
         network_estimate(
             kind,
             cost,
@@ -183,29 +184,32 @@ def estimate(
         )
         for kind, cost, speed in zip(kinds(config), costs, throughput, strict=True)
     )
-    refreshes = 0.0
+    told_per_step = 0.0
     if takes_copies(config.distillation):
-        networks = with_copies(networks, costs)
-        refreshes = refreshes_per_step(config, len(epoch.rows))
+        all_steps, told = config.epochs * len(epoch.rows), refreshes(config, len(epoch.rows))
+        told_per_step = len(told) / all_steps
+        networks = with_copies(networks, costs, asked=1 - told[0] / all_steps if told else 0.0)
     exchange = exchange_estimate(
         said,
         peers,
         ring_link(peer_rings(peers, replicas), cluster),
-        spread_bytes=refreshes * max(cost.told_bytes for cost in costs),
-        spreads_per_step=refreshes,
+        spread_bytes=told_per_step * max(cost.told_bytes for cost in costs),
+        spreads_per_step=told_per_step,
     )
-    slowest = max(networks, key=lambda network: network.compute_seconds + network.exposed_gradient_seconds)
-    alone_seconds = slowest.compute_seconds + slowest.exposed_gradient_seconds
+    slowest = max(networks, key=_step_alone)
     slowdown = largest_slowdown(slowest.compute_seconds, exchange.seconds_per_step, MOST_SHARE)
-    step_seconds = alone_seconds + exchange.seconds_per_step
+    step_seconds = _step_alone(slowest) + exchange.seconds_per_step
     steps, rows = len(epoch.rows), max(epoch.rows)
-    every = 1 if needs_validation(config.distillation) else config.evaluate_every
-    evaluations = math.ceil(config.epochs / every)
-    evaluated = (evaluations * epoch.evaluated + epoch.tested) / (replicas * rows)
-    evaluation_seconds = evaluated * max(network.evaluation_seconds for network in networks)
-    training_seconds = config.epochs * steps * step_seconds + evaluation_seconds
+
+    def training(step_seconds: float, evaluate_every: int) -> float:
+        evaluations = math.ceil(config.epochs / evaluate_every)
+        evaluated = (evaluations * epoch.evaluated + epoch.tested) / (replicas * rows)
+        evaluation_seconds = evaluated * max(network.evaluation_seconds for network in networks)
+        return config.epochs * steps * step_seconds + evaluation_seconds
+
+    training_seconds = training(step_seconds, 1 if needs_validation(config.distillation) else config.evaluate_every)
     if config.baseline:
-        training_seconds += config.epochs * steps * alone_seconds + evaluation_seconds
+        training_seconds += training(max(map(_step_alone, alone)), config.evaluate_every)
     worker_hours = config.workers * training_seconds / 3600
     return Estimate(
         peers=peers,
@@ -229,24 +233,21 @@ def estimate(
     )
 
 
-def refreshes_per_step(config: TrainConfig, steps_per_epoch: int) -> float:
-    """How often per step peers tell each other their weights: not before the others count."""
-    every, steps = config.distillation.stale_steps, config.epochs * steps_per_epoch
-    counting = (
-        kd_ramp(config.distillation, step / steps_per_epoch, config.epochs) for step in range(every, steps, every)
-    )
-    return sum(weight > 0 for weight in counting) / steps if config.distillation.kd_weight > 0 else 0.0
+def _step_alone(network: NetworkEstimate) -> float:
+    return network.compute_seconds + network.exposed_gradient_seconds
 
 
-def with_copies(networks: Sequence[NetworkEstimate], costs: Sequence[NetworkCosts]) -> tuple[NetworkEstimate, ...]:
-    """The same where every peer has a copy of each other one's network and asks it at every step."""
+def with_copies(
+    networks: Sequence[NetworkEstimate], costs: Sequence[NetworkCosts], *, asked: float
+) -> tuple[NetworkEstimate, ...]:
+    """The same where every peer has a copy of each other one's network and asks it at this share of the steps."""
     looking = sum(network.peers * network.evaluation_seconds for network in networks)
     sizes = [cost.parameter_bytes + cost.buffer_bytes for cost in costs]
     held = sum(network.peers * size for network, size in zip(networks, sizes, strict=True))
     return tuple(
         replace(
             network,
-            compute_seconds=network.compute_seconds + looking - network.evaluation_seconds,
+            compute_seconds=network.compute_seconds + asked * (looking - network.evaluation_seconds),
             # What the others have of this peer is kept too, in place of a copy of it.
             memory=replace(network.memory, weights=network.memory.weights + held - size + cost.told_bytes),
         )

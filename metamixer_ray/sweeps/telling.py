@@ -82,11 +82,16 @@ def closing(config: SweepConfig, summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def trained_on(held_out: float) -> str:
+    """The training images of these, by the share that was held out for validation."""
+    return f"the training set without {100 * held_out:g} % of it" if held_out else "the whole training set"
+
+
 def refitted(summary: Mapping[str, Any]) -> list[str]:
-    """What is told of the trainings on the whole training set."""
+    """What is told of the trainings that ended with the test images."""
     return [
-        f"test, {name} on the whole training set: {100 * fmean(peer['top1'] for peer in found['peers']):.2f} % "
-        "(mean of the peers)"
+        f"test, {name} on {trained_on(found['held_out'])}: "
+        f"{100 * fmean(peer['top1'] for peer in found['peers']):.2f} % (mean of the peers)"
         for name, found in (summary.get("refit") or {}).items()
     ]
 

@@ -1,4 +1,4 @@
-"""A cluster that has no worker nodes until somebody needs them."""
+"""A cluster that has no worker nodes until somebody needs them, and loses one."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def space():
 """
 
 
-def test_a_sweep_starts_from_no_nodes_and_leaves_none(tmp_path: Path) -> None:
+def test_a_sweep_starts_from_no_nodes_survives_the_loss_of_one_and_leaves_none(tmp_path: Path) -> None:
     (tmp_path / "rates.py").write_text(RATES)
     folder = tmp_path / "runs" / "scaled"
     own = ["--space", str(tmp_path / "rates.py"), "--search", "random", "--samples", "2", "--scheduler", "none"]
@@ -42,6 +42,12 @@ def test_a_sweep_starts_from_no_nodes_and_leaves_none(tmp_path: Path) -> None:
             with patience():
                 assert wait_for(lambda: cluster.worker_nodes() == 2)
                 assert wait_for(lambda: len(workers(cluster.root)) == 2)
+                assert wait_for(lambda: all(_rows(folder, number) >= 1 for number in range(2)))
+                # A node goes with all that runs on it, and another comes in its place.
+                lost = workers(cluster.root)[0]
+                lost.parent().kill()
+                assert wait_for(lambda: not lost.is_running())
+                assert wait_for(lambda: cluster.worker_nodes() == 2 and len(workers(cluster.root)) == 2)
         finally:
             told, _ = driver.communicate(timeout=400)
         assert driver.returncode == 0, told
@@ -51,3 +57,8 @@ def test_a_sweep_starts_from_no_nodes_and_leaves_none(tmp_path: Path) -> None:
     assert [trial.status for trial in trials] == ["finished"] * 2
     for trial in trials:
         assert [row["epoch"] for row in tiny.rows(folder / "trials" / trial.name)] == list(range(1, EPOCHS + 1))
+
+
+def _rows(folder: Path, number: int) -> int:
+    path = folder / "trials" / f"{number:04d}" / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0

@@ -182,61 +182,44 @@ def test_more_workers_than_the_cluster_can_hold(ray_cluster: str, tmp_path: Path
     assert not (tmp_path / "runs").exists()
 
 
-def test_replicas_and_more_peers_than_cores(ray_cluster: str, tmp_path: Path) -> None:
-    summary = train(tiny.config(tmp_path, name="four", peers=["resnet8"] * 2, replicas=2, epochs=1))
-    assert summary["exchange"]["bytes_per_step"] > 0
-    assert [row["epoch"] for row in tiny.rows(tmp_path / "runs" / "four")] == [1]
-    assert summary["agreement"] is not None
-
-
 def test_what_a_worker_cannot_read_is_told_at_once(ray_cluster: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="images of one class"):
         train(tiny.config(tmp_path, data="tests.e2e.own_parts:one_class", train_limit=64, image_size=16))
 
 
-def test_own_network_and_own_data(ray_cluster: str, tmp_path: Path) -> None:
-    summary = train(
-        tiny.config(
-            tmp_path,
-            peers=["tests.e2e.own_parts:network", "resnet8"],
-            data="tests.e2e.own_parts:stripes",
-            image_size=16,
-            name="own",
-            train_limit=None,
-            epochs=2,
-            loader_processes=1,
-            log_models=True,
-        )
-    )
-    client = MlflowClient(tiny.store(tmp_path))
-    (experiment,) = [e for e in client.search_experiments() if e.name == "metamixer_ray"]
-    models = client.search_logged_models([experiment.experiment_id])
-    assert {model.name for model in models} == {"peer0-tests_e2e_own_parts_network", "peer1-resnet8"}
-    assert (tmp_path / "runs" / "own" / ".tracked").exists()
-    assert summary["peers"][0]["network"] == "tests.e2e.own_parts:network"
-    assert summary["epochs"] == 2
-
-
-def test_parts_in_the_folder_a_command_is_run_in(ray_cluster: str, tmp_path: Path) -> None:
+def test_own_network_and_own_data_in_the_folder_a_command_is_run_in(ray_cluster: str, tmp_path: Path) -> None:
     # Not on PYTHONPATH, and on no worker's path but by the driver's doing.
     (tmp_path / "my_parts.py").write_text(Path(own_parts.__file__).read_text())
     words = tiny.flags(
-        tmp_path, peers=["my_parts:network", "resnet8"], data="my_parts:stripes", image_size=16, name="here", epochs=1
+        tmp_path,
+        peers=["my_parts:network", "resnet8"],
+        data="my_parts:stripes",
+        image_size=16,
+        name="own",
+        train_limit=48,
+        epochs=2,
+        loader_processes=1,
+        log_models=True,
     )
-    words += ["--train-limit", "36", "--address", ray_cluster]
-    done = tiny.command(*words, cwd=tmp_path)
+    done = tiny.command(*words, "--address", ray_cluster, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [row["epoch"] for row in tiny.rows(tmp_path / "runs" / "here")] == [1]
+    assert [row["epoch"] for row in tiny.rows(tmp_path / "runs" / "own")] == [1, 2]
+    client = MlflowClient(tiny.store(tmp_path))
+    (experiment,) = [e for e in client.search_experiments() if e.name == "metamixer_ray"]
+    models = client.search_logged_models([experiment.experiment_id])
+    assert {model.name for model in models} == {"peer0-my_parts_network", "peer1-resnet8"}
+    assert (tmp_path / "runs" / "own" / ".tracked").exists()
 
 
-def test_each_peer_runs_where_its_labels_say(ray_cluster: str, tmp_path: Path) -> None:
-    # The network tells on which node it was trained. By chance, every fourth time at most, they would lie like this.
-    labels = ["kind=b", "kind=a", "kind=b"]
-    peers = ["tests.e2e.own_parts:tells_where"] * 3
-    config = tiny.config(tmp_path, name="placed", peers=peers, peer_labels=labels, image_size=16, epochs=1)
-    train(config)
-    nodes = [tiny.final_state(tmp_path / "runs" / "placed", peer)["network"]["node"].item() for peer in range(3)]
-    assert nodes == [ord("b"), ord("a"), ord("b")]
+def test_more_workers_than_cores_each_where_its_labels_say(ray_cluster: str, tmp_path: Path) -> None:
+    # The network tells on which node it was trained. Without labels all would be on one, which has room for them.
+    peers, labels = ["tests.e2e.own_parts:tells_where"] * 2, ["kind=b", "kind=a"]
+    settings = {"peers": peers, "peer_labels": labels, "replicas": 2, "cpus_per_worker": 0.25}
+    summary = train(tiny.config(tmp_path, name="four", image_size=16, epochs=1, **settings))
+    nodes = [tiny.final_state(tmp_path / "runs" / "four", peer)["network"]["node"].item() for peer in range(2)]
+    assert nodes == [ord("b"), ord("a")]
+    assert summary["exchange"]["bytes_per_step"] > 0
+    assert summary["agreement"] is not None
 
 
 def test_labels_that_no_node_has_are_refused(ray_cluster: str, tmp_path: Path) -> None:
@@ -247,11 +230,12 @@ def test_labels_that_no_node_has_are_refused(ray_cluster: str, tmp_path: Path) -
 def test_what_mlflow_missed_is_sent_when_it_is_back(
     ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "FAILED_SECONDS", 1.0)  # how long a store that is away is waited for
     away = f"sqlite:///{tmp_path}/a-file/mlflow.db"
     (tmp_path / "a-file").write_text("in the way")
     config = tiny.config(tmp_path, name="late", epochs=2, tracking_uri=away)
-    summary = train(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(keeping, "FAILED_SECONDS", 1.0)  # how long a store that is away is waited for
+        summary = train(config)
     assert summary["epochs"] == 2
     (tmp_path / "a-file").unlink()
     assert train(replace(config, run=replace(config.run, resume=True))) == summary

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metamixer_ray.checkpoint import read_peer
-from metamixer_ray.config import TrainConfig, from_settings
+from metamixer_ray.config import TrainConfig, from_settings, with_settings
 from metamixer_ray.data import load_splits
 from metamixer_ray.distill import (
     Control,
@@ -30,13 +30,18 @@ from metamixer_ray.distill import (
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.networks import NetworkConfig, StagedNetwork, build_network
 from metamixer_ray.planning import epoch_of
-from metamixer_ray.preparation import batch_order, part_of
+from metamixer_ray.preparation import batch_order, part_of, refreshes
 from tests.spine.networks import digest
 from tests.spine.pool import Pool
 from tests.spine.training import learn_together
 
 STEPS, EVERY, CLASSES, ROWS, T = 6, 4, 5, 7, 2.0
-DISJOINT: dict[str, Any] = {"distiller": "codistillation", "disjoint_data": True, "statistics": "none"}
+DISJOINT: dict[str, Any] = {
+    "distiller": "codistillation",
+    "disjoint_data": True,
+    "statistics": "none",
+    "stale_steps": 1,
+}
 NAMES = ["tests.spine.networks:dropping", "resnet8", "tests.spine.networks:dropping"]
 
 
@@ -167,21 +172,38 @@ def test_peers_at_different_steps_are_told_before_weights_travel(pool: Pool) -> 
     assert all("want to exchange different things" in message for message in told)
 
 
-@pytest.mark.parametrize("settings", [{"stale_steps": 100}, {"stale_steps": 2, "kd_burn_in_epochs": 1.9}])
+@pytest.mark.parametrize("settings", [{"stale_steps": 5}, {"stale_steps": 2, "kd_burn_in_epochs": 1}])
 def test_nobody_imitates_networks_that_nothing_is_known_of(
     pool: Pool, small: Callable[..., TrainConfig], tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     """Before the first refresh, and in the burn-in, peers learn what they would learn alone."""
-    alone = small(distiller="none", train_limit=64)
-    config = small(distiller="codistillation", kd_warmup_epochs=0, train_limit=64, **settings)
+    alone = small(distiller="none")
+    config = small(distiller="codistillation", kd_warmup_epochs=0, **settings)
+    # Both begin in the second of two epochs.
+    steps = batch_order(config, load_splits(config.dataset)).steps_per_epoch
+    assert steps <= refreshes(config, steps)[0] < 2 * steps
     for name, one in (("alone", alone), ("stale", config)):
         pool.run(2, learn_together, one, tmp_path / name)
-    for peer in range(2):
-        first, second = (
-            read_peer(tmp_path / name / f"checkpoint-epoch{config.epochs:04d}", peer) for name in ("alone", "stale")
-        )
-        assert all(torch.equal(value, second["network"][name]) for name, value in first["network"].items())
-        assert "told" not in second
+    for epoch in (1, 2):
+        for peer in range(2):
+            first, second = (
+                read_peer(tmp_path / name / f"checkpoint-epoch{epoch:04d}", peer) for name in ("alone", "stale")
+            )
+            same = [torch.equal(value, second["network"][name]) for name, value in first["network"].items()]
+            assert all(same) == (epoch == 1)
+            assert ("told" in second) == (epoch == 2)
+
+
+@pytest.mark.parametrize("settings", [{"stale_steps": 50}, {"stale_steps": 2, "kd_burn_in_epochs": 1.9}])
+def test_peers_that_would_never_hear_of_each_other_are_refused(
+    small: Callable[..., TrainConfig], settings: dict[str, Any]
+) -> None:
+    config = small(distiller="codistillation", kd_warmup_epochs=0, **settings)
+    splits = load_splits(config.dataset)
+    told = rf"--stale-steps {config.distillation.stale_steps}: in the \d+ steps .* never hear of each other"
+    with pytest.raises(ConfigError, match=told):
+        batch_order(config, splits)
+    batch_order(with_settings(config, {"stale_steps": 1, "kd_burn_in_epochs": 0}), splits)
 
 
 def test_it_composes_with_decoupled_divergence() -> None:
@@ -235,7 +257,7 @@ def test_disjoint_parts_hold_as_many_of_each_class(small: Callable[..., TrainCon
 def test_peers_of_disjoint_data_see_none_of_each_others_images(
     pool: Pool, small: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
-    config = small(**DISJOINT, mixer="none", augment="none", kd_warmup_epochs=0, stale_steps=1, batch_size=1 << 10)
+    config = small(**DISJOINT, mixer="none", augment="none", kd_warmup_epochs=0, batch_size=1 << 10)
     one, other = pool.run(2, learn_together, config, tmp_path)
     assert one.ended == other.ended == "finished"
     assert one.epochs[-1]["train"]["kd"] > 0

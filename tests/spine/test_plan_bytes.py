@@ -21,8 +21,8 @@ from metamixer_ray.distill import (
     statistics_message,
 )
 from metamixer_ray.planning import Link, Messages, epoch_of, messages
-from metamixer_ray.planning.estimate import exchange_estimate, refreshes_per_step
-from metamixer_ray.preparation import batch_order, build_peers
+from metamixer_ray.planning.estimate import exchange_estimate
+from metamixer_ray.preparation import batch_order, build_peers, refreshes
 from tests.spine.pool import Pool
 from tests.spine.training import learn_together
 
@@ -149,10 +149,10 @@ def test_the_weights_that_codistillation_tells_are_foretold(
     # Every third step, but not in the burn-in and not at its very end, where the ramp begins at zero.
     due = [step for step in range(3, 3 * steps, 3) if step > 0.6 * steps]
     assert 0 < len(due) < len(range(3, 3 * steps, 3))
-    assert refreshes_per_step(config, steps) == len(due) / (3 * steps)
+    assert refreshes(config, steps) == due
     for outcome in pool.run(3, learn_together, config, tmp_path):
         for number, report in enumerate(r for r in outcome.reports if r["event"] == "epoch"):
             first = number * steps
-            refreshes = sum(step in due for step in range(first, first + steps))
-            expected = exchange_estimate(said, 3, LINK, spread_bytes=refreshes * told / steps, spreads_per_step=1.0)
+            told_now = sum(step in due for step in range(first, first + steps))
+            expected = exchange_estimate(said, 3, LINK, spread_bytes=told_now * told / steps, spreads_per_step=1.0)
             assert report["exchange"]["bytes_per_step"] == pytest.approx(expected.bytes_per_step)

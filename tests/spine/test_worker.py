@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from metamixer_ray.checkpoint import read_peer
@@ -18,7 +20,7 @@ from metamixer_ray.evaluation import ScoreSums, probabilities_of
 from metamixer_ray.mixing import build_mixer, draw_plan, mix_images
 from metamixer_ray.preparation import batch_order, build_peers
 from metamixer_ray.reporting import assemble_row
-from tests.data.drawing import drawn_set
+from tests.data.drawing import drawn_set, picture
 from tests.distill.textbook import mutual_learning
 from tests.spine.networks import digest
 from tests.spine.pool import Pool
@@ -256,10 +258,36 @@ def test_a_resumed_training_of_replicas_reports_all_epochs_again_as_they_were(
     assert before == after
 
 
+def draw_tree(root: Path, brightness: int) -> None:
+    """An ImageFolder tree of 24 images of three classes, all of them a little brighter or not."""
+    for number in range(24):
+        path = root / ("test" if number < 6 else "train") / f"class{number % 3}" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(picture(number)) // 2 + np.uint8(brightness)).save(path)
+
+
+def test_images_that_changed_are_not_resumed_on(pool: Pool, small: Make, tmp_path: Path) -> None:
+    data, begun = tmp_path / "data", "checkpoint-epoch0001"
+    draw_tree(data, brightness=0)
+    config = small(data=str(data), train_limit=None)
+    outcomes = pool.run(2, learn_together, config, tmp_path / "run", None, begun)
+    assert [o.ended for o in outcomes] == ["stopped"] * 2
+    draw_tree(data, brightness=1)
+    for outcome in pool.run(2, learn_together, config, tmp_path / "run", begun):
+        assert re.match("refused: .* another configuration: data_fingerprint was ", outcome.ended)
+        assert not outcome.images
+
+
 @pytest.mark.parametrize("distiller", ["dml", "codistillation", "mcl"])
 def test_one_broken_step_is_skipped_by_all(pool: Pool, small: Make, tmp_path: Path, distiller: str) -> None:
+    copying = distiller == "codistillation"
     config = small(
-        peers=[f"{HERE}:tiny", f"{HERE}:broken_once"], replicas=2, checkpoint_seconds=1e-9, distiller=distiller
+        peers=[f"{HERE}:tiny", f"{HERE}:broken_once"],
+        replicas=2,
+        checkpoint_seconds=1e-9,
+        distiller=distiller,
+        kd_warmup_epochs=0,
+        stale_steps=1 if copying else 50,
     )
     outcomes = pool.run(4, learn_together, config, tmp_path)
     assert [o.ended for o in outcomes] == ["finished"] * 4
@@ -269,7 +297,10 @@ def test_one_broken_step_is_skipped_by_all(pool: Pool, small: Make, tmp_path: Pa
         assert all(torch.isfinite(v).all() for v in saved["network"].values())
         # Steps 0 and 1 learn, step 2 is broken: what step 2 left is what step 1 left.
         before, after = (weights(tmp_path, f"checkpoint-epoch0000-step{s:06d}", peer) for s in (2, 3))
-        assert all(identical(before[part], after[part]) for part in before.keys() - {"optimizer", "progress"})
+        assert ("told" in before) == copying
+        # Copies are refreshed before the step turns out to be broken.
+        unchanged = before.keys() - {"optimizer", "progress", "told"}
+        assert all(identical(before[part], after[part]) for part in unchanged)
         assert after["progress"]["total_steps"] == 3
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from metamixer_ray.config import TrainConfig
-from metamixer_ray.errors import DataError
+from metamixer_ray.errors import CheckpointError, DataError
 from metamixer_ray.flags import Diverged, agree_on_images
 from metamixer_ray.mesh import PeerMesh, build_mesh
 from metamixer_ray.worker import WriteCheckpoint, train_peer
@@ -111,6 +111,8 @@ def learn_together(
             ended = "stopped"
         except Diverged as error:
             ended = f"diverged: {error}"
+        except CheckpointError as error:
+            ended = f"refused: {error}"
     told = folder / f"rank{dist.get_rank()}.jsonl"
     lines = told.read_text().splitlines() if told.exists() else []
     return Outcome(
