@@ -19,19 +19,31 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+END_TO_END = "tests/e2e/"
+
+
 class RayApart(LoadScopeScheduling):  # type: ignore[misc]
-    """Of the two processes that run the tests, one has all that need a Ray cluster; the rest are shared out by file.
+    """Of the two processes that run the tests, one has all that need the session's Ray cluster, the longest way there
+    is; the rest are shared out by file.
 
     What ``--dist loadgroup`` is for, but xdist 3.8 finds no groups under pytest 9.2.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "ray" if nodeid.startswith("tests/e2e/") else nodeid.partition("::")[0]
+        file = nodeid.partition("::")[0]
+        # That one starts a cluster of its own.
+        return "ray" if file.startswith(END_TO_END) and not file.endswith("test_autoscaling.py") else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayApart:
     """See xdist's hook of that name."""
+    config.option.loadscopereorder = False
     return RayApart(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(END_TO_END))
 
 
 @pytest.fixture(scope="session", autouse=True)

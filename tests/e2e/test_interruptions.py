@@ -75,12 +75,13 @@ def test_a_start_that_always_fails_is_given_up(ray_cluster: str, tmp_path: Path)
     killer = threading.Thread(target=kill_all)
     killer.start()
     try:
-        with pytest.raises(TrainingFailed, match=r"died while the workers were being started, 3 times in a row"):
-            train(tiny.config(tmp_path, name="hopeless", epochs=EPOCHS))
+        # Three times by default, but not more often than workers may be restarted at all.
+        with pytest.raises(TrainingFailed, match=r"died while the workers were being started, 2 times in a row"):
+            train(tiny.config(tmp_path, name="hopeless", epochs=EPOCHS, max_failures=1))
     finally:
         ended.set()
         killer.join()
-    assert len(killed) >= 3
+    assert len(killed) >= 2
     assert wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], seconds=20)
 
 
