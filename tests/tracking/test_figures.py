@@ -59,6 +59,18 @@ def test_learning_curves_of_a_first_epoch_that_was_not_evaluated() -> None:
     assert png_size(figure)[0] > 200
 
 
+def test_one_evaluated_epoch_is_seen_where_it_lies() -> None:
+    rows = make_rows(2, 5, every=5)
+    figure = learning_curves(rows)
+    accuracy, loss = figure.axes
+    assert len(accuracy.lines) == 3
+    assert all(line.get_xdata().tolist() == [5] and line.get_marker() == "o" for line in accuracy.lines[-1:])
+    assert all(line.get_marker() != "None" for line in accuracy.lines)
+    assert accuracy.get_xlim() == loss.get_xlim()
+    png_size(figure)
+    assert all(tick == int(tick) for tick in accuracy.get_xticks())
+
+
 def test_agreement_has_a_line_per_stage() -> None:
     figure = agreement_curves(make_rows(3, 8, every=2))
     assert figure is not None

@@ -46,7 +46,7 @@ def style_curves(axes: Axes, *, title: str, ylabel: str) -> None:
     axes.grid(True, color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def show_image(axes: Axes, image: np.ndarray, **options: Any) -> None:

@@ -32,7 +32,7 @@ def learning_curves(rows: Sequence[Row], baseline_rows: Sequence[Row] | None = N
         baseline_rows: rows of the same networks trained alone, in the same order of peers; drawn dashed.
     """
     figure = new_figure(11, 5)
-    accuracy, loss = figure.subplots(1, 2, width_ratios=(3, 2))
+    accuracy, loss = figure.subplots(1, 2, width_ratios=(3, 2), sharex=True)
     split = str(rows[-1].get("split", "test")) if rows else "test"
     style_curves(accuracy, title=f"Top-1 on the {split} split", ylabel="top-1 (%)")
     style_curves(loss, title="Training loss", ylabel="loss")
@@ -84,7 +84,7 @@ def agreement_curves(rows: Sequence[Row]) -> Figure | None:
     if not panels:
         return None
     figure = new_figure(1.5 + 4.5 * len(panels), 4.2)
-    for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+    for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False, sharex=True)[0], strict=True):
         if panel == "decisions":
             style_curves(axes, title="Peers predict the same class", ylabel="images (%)")
             _draw(axes, decisions, ENSEMBLE_COLOUR, marker="o")
@@ -124,13 +124,16 @@ def _draw(
 ) -> None:
     if not points[1]:
         return
+    shown = None if dashed else marker
+    if len(points[0]) == 1:
+        shown = marker or "o"  # there is no line to be seen
     axes.plot(
         *points,
         color=colour,
         linewidth=1.4 if dashed else width,
         linestyle="--" if dashed else "-",
         alpha=0.75 if dashed else 1.0,
-        marker=None if dashed else marker,
+        marker=shown,
         markersize=4,
         markevery=max(len(points[0]) // 12, 1),
     )
@@ -149,7 +152,8 @@ def _draw_stage(axes: Axes, rows: Sequence[Row], stage: int, colour: str) -> Non
             lows.append(min(known))
             highs.append(max(known))
     axes.fill_between(epochs, lows, highs, color=colour, alpha=0.15, linewidth=0)
-    axes.plot(epochs, middles, color=colour, linewidth=1.8, label=f"stage {stage + 1}")
+    marker = "o" if len(epochs) == 1 else None
+    axes.plot(epochs, middles, color=colour, linewidth=1.8, marker=marker, markersize=4, label=f"stage {stage + 1}")
 
 
 def _leave_out_start(axes: Axes) -> None:
