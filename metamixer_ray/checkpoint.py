@@ -174,11 +174,11 @@ def restore_peer(
     return Progress(**saved["progress"])
 
 
-def read_told(folder: Path, peer: int, identity: Mapping[str, Any]) -> torch.Tensor | None:
-    """What the other peers had of this one's network, float32 [n] on the CPU; None where they hadn't been told yet.
+def read_told(folder: Path, peers: int, identity: Mapping[str, Any]) -> dict[int, torch.Tensor]:
+    """By peer, what the others had of its network, float32 [n] on the CPU; nothing where nobody had been told yet.
 
     Raises:
         CheckpointError: see :func:`read_peer`.
     """
-    told: torch.Tensor | None = read_peer(folder, peer, identity, mapped=True).get("told")
-    return None if told is None else told.clone()
+    saved = {peer: read_peer(folder, peer, identity, mapped=True) for peer in range(peers)}
+    return {peer: content["told"].clone() for peer, content in saved.items() if "told" in content}

@@ -19,7 +19,7 @@ from metamixer_ray.config import with_settings
 from metamixer_ray.data import load_splits
 from metamixer_ray.errors import TrainingFailed
 from metamixer_ray.placement import connect
-from metamixer_ray.preparation import build_peers, part_of
+from metamixer_ray.preparation import batch_order, build_peers, part_of
 from metamixer_ray.runs import journal_of
 from metamixer_ray.sweeps.engine import trial_resources
 from metamixer_ray.sweeps.ledger import Ledger
@@ -53,11 +53,11 @@ def compare(config: CompareConfig, board: Board | None = None) -> dict[str, Any]
     training = replace(config.training, test=True, run=run)
     methods = read_methods(config.methods, training)
     splits = load_splits(training.dataset, processes=os.cpu_count() or 1)
+    part = part_of(training, splits, peer=0)
     for method in methods:
-        build_peers(
-            with_settings(training, method.settings), classes=len(splits.classes), image_size=splits.train.image_size
-        )
-    data = part_of(training, splits, peer=0).description
+        chosen = with_settings(training, method.settings)
+        build_peers(chosen, classes=len(splits.classes), image_size=splits.train.image_size)
+        batch_order(chosen, part)
     protocol = facts_of(config)
     sweep = open_sweep(COMPARISON, training, protocol, "-".join(training.peers))
     connect(training.placement, verbose=training.run.verbose)
@@ -68,7 +68,7 @@ def compare(config: CompareConfig, board: Board | None = None) -> dict[str, Any]
     known = [trial.settings for trial in ledger.trials()]
     samples = len(known) + sum(settings not in known for settings, _ in points)
     board = board or Board(samples, training.epochs)
-    announce(config, methods, sweep, data, samples, board)
+    announce(config, methods, sweep, part.description, samples, board)
     subject = f"of {', '.join(method.name for method in methods)}"
     parent = parent_plan(training, sweep, protocol, module="metamixer_ray.compare", subject=subject)
     with underway(
@@ -89,7 +89,7 @@ def compare(config: CompareConfig, board: Board | None = None) -> dict[str, Any]
             "methods": [facts(standing) for standing in standings],
             "peers": list(training.peers),
             "epochs": training.epochs,
-            "data": data,
+            "data": part.description,
             "wall_seconds": time.perf_counter() - began,
         }
         publish(running, standings, summary, board)

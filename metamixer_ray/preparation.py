@@ -8,7 +8,15 @@ import torch
 
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.data import BatchOrder, Splits, wants_quadruples
-from metamixer_ray.distill import Distiller, Layout, build_distiller, kd_ramp, takes_copies, takes_embedding
+from metamixer_ray.distill import (
+    Distiller,
+    Layout,
+    build_distiller,
+    kd_ramp,
+    takes_copies,
+    takes_embedding,
+    tells_weights,
+)
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.mixing import build_mixer, resolve_stages
 from metamixer_ray.networks import StagedNetwork, build_network, common_stages, embedding_width
@@ -106,24 +114,21 @@ def batch_order(config: TrainConfig, splits: Splits) -> BatchOrder:
         seed=config.seed,
         layout=splits.train.layout,
     )
-    steps = config.epochs * order.steps_per_epoch
-    if (
-        takes_copies(config.distillation)
-        and config.distillation.kd_weight
-        and not refreshes(config, order.steps_per_epoch)
-    ):
+    asks = takes_copies(config.distillation) and config.distillation.kd_weight > 0
+    if asks and not refreshes(config, order.steps_per_epoch):
         raise ConfigError(
-            f"--stale-steps {config.distillation.stale_steps}: in the {steps} steps of this training peers would never "
-            "hear of each other; give fewer, or end the burn-in earlier"
+            f"--stale-steps {config.distillation.stale_steps}: in the {config.epochs * order.steps_per_epoch} steps of "
+            "this training peers would never hear of each other; give fewer, or end the burn-in earlier"
         )
     return order
 
 
 def refreshes(config: TrainConfig, steps_per_epoch: int) -> list[int]:
-    """The steps of the whole training (from 0) at which codistillation's peers tell each other their weights: every
-    ``--stale-steps``, where the others count by then."""
-    every, options = config.distillation.stale_steps, config.distillation
-    if options.kd_weight == 0:
-        return []
-    due = range(every, config.epochs * steps_per_epoch, every)
-    return [step for step in due if kd_ramp(options, step / steps_per_epoch, config.epochs) > 0]
+    """The steps of the whole training (from 0) at which codistillation's peers tell each other their weights."""
+    options = config.distillation
+
+    def weight(step: int) -> float:
+        return options.kd_weight * kd_ramp(options, step / steps_per_epoch, config.epochs)
+
+    steps = range(0, config.epochs * steps_per_epoch, options.stale_steps)
+    return [step for step in steps if tells_weights(options, step, weight(step))]

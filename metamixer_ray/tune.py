@@ -19,7 +19,7 @@ from metamixer_ray.data import load_splits
 from metamixer_ray.distill import needs_validation
 from metamixer_ray.errors import ConfigError, TrainingFailed, UserError
 from metamixer_ray.placement import connect
-from metamixer_ray.preparation import build_peers, part_of
+from metamixer_ray.preparation import batch_order, build_peers, part_of
 from metamixer_ray.runs import CONFIG
 from metamixer_ray.sweeps.config import DEFAULT_VALIDATION, SweepConfig
 from metamixer_ray.sweeps.engine import trial_resources
@@ -70,13 +70,14 @@ def tune(config: SweepConfig, board: Board | None = None) -> dict[str, Any]:
     splits = load_splits(config.training.dataset, processes=os.cpu_count() or 1)
     build_peers(config.training, classes=len(splits.classes), image_size=splits.train.image_size)
     training, facts = config.training, facts_of(config)
-    data = part_of(training, splits, peer=0).description
+    part = part_of(training, splits, peer=0)
+    batch_order(training, part)
     sweep = open_sweep(SWEEP, training, facts, spaces_text(config))
     connect(training.placement, verbose=training.run.verbose)
     resources = trial_resources(training)
     create_sweep(sweep, facts)
     board = board or Board(samples, training.epochs, nll=config.objective == "nll")
-    announce(config, sweep, data, resources, samples, board)
+    announce(config, sweep, part.description, resources, samples, board)
     subject = f"over {', '.join(config.space)}"
     parent = parent_plan(training, sweep, facts, module="metamixer_ray.tune", subject=subject)
     with underway(

@@ -48,6 +48,7 @@ from metamixer_ray.distill import (
     statistics_message,
     takes_copies,
     takes_embedding,
+    tells_weights,
 )
 from metamixer_ray.evaluation import Evaluation, evaluate
 from metamixer_ray.flags import MAX_SKIPPED_IN_A_ROW, agree_on_images, diverged, share_flags
@@ -128,8 +129,7 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
     if start is not None:
         progress = restore_peer(start, mesh.peer, peer.network.network, peer.optimizer, identified, peer.learnt)
         if peer.stale is not None:
-            told = {each: read_told(start, each, identified) for each in range(mesh.peers)}
-            peer.stale.refresh({each: state for each, state in told.items() if state is not None})
+            peer.stale.refresh(read_told(start, mesh.peers, identified))
         # Whoever keeps the rows may have died between taking checkpoints and writing their rows. A row that is there
         # already is not written twice. The file is the first replica's, so each says again who it is.
         reports = [json.loads(report) | {"replica": mesh.replica} for report in progress.reports]
@@ -150,9 +150,7 @@ def set_up(config: TrainConfig, mesh: PeerMesh, device: torch.device, splits: Sp
     learnt = learnt_by(distiller)
     modules = [network] if learnt is None else [network, learnt.to(device)]
     stale = StaleCopies(networks, mesh.peer, device) if takes_copies(config.distillation) else None
-    forward: nn.Module = network
-    if config.compile:
-        forward = network.compiled()
+    forward: nn.Module = network.compiled() if config.compile else network
     if mesh.replica_group is not None:
         # DDP regroups its buckets after the first step, also of a resumed run, and with them the order in which
         # three replicas or more are summed. It leaves them as they are where parameters might be unused.
@@ -270,7 +268,7 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
 
     # How much it is to learn from the others, and with copies of them, how they have become.
     kd_weight = config.distillation.kd_weight * kd_ramp(config.distillation, now, config.epochs)
-    if peer.stale is not None and kd_weight > 0 < step and step % config.distillation.stale_steps == 0:
+    if peer.stale is not None and tells_weights(config.distillation, step, kd_weight):
         refresh_copies(peer, peer.stale, step)
 
     # This peer's view of them.

@@ -20,19 +20,21 @@ settings.load_profile("untimed")
 
 
 END_TO_END = "tests/e2e/"
+SWEEPS = ("test_autoscaling.py", "test_tune.py")
 
 
 class RayApart(LoadScopeScheduling):  # type: ignore[misc]
-    """Of the two processes that run the tests, one has all that need the session's Ray cluster, the longest way there
-    is; the rest are shared out by file.
+    """Of the two processes that run the tests, each begins with a share of those that need a Ray cluster, trainings or
+    sweeps, and has one cluster for all of them; the rest are shared out by file.
 
     What ``--dist loadgroup`` is for, but xdist 3.8 finds no groups under pytest 9.2.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        # That one starts a cluster of its own.
-        return "ray" if file.startswith(END_TO_END) and not file.endswith("test_autoscaling.py") else file
+        if not file.startswith(END_TO_END):
+            return file
+        return "sweeps" if file.endswith(SWEEPS) else "trainings"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayApart:

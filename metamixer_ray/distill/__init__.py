@@ -6,7 +6,7 @@ is its own.
 """
 
 from metamixer_ray.distill.codistillation import StaleCopies, flat_state
-from metamixer_ray.distill.config import DistillConfig, exchanges_statistics, kd_ramp, needs_validation
+from metamixer_ray.distill.config import DistillConfig, exchanges_statistics, kd_ramp, needs_validation, tells_weights
 from metamixer_ray.distill.control import MAX_PEERS_IN_BF16, Control, ControlSum, PeersDisagree, PeersDrifted
 from metamixer_ray.distill.distiller import (
     Distiller,
@@ -67,4 +67,5 @@ __all__ = [
     "statistics_message",
     "takes_copies",
     "takes_embedding",
+    "tells_weights",
 ]

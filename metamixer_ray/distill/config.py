@@ -222,6 +222,12 @@ def exchanges_statistics(config: DistillConfig, step: int) -> bool:
     return config.statistics_weight > 0 or step // config.exchange_every % config.statistics_every == 0
 
 
+def tells_weights(config: DistillConfig, step: int, kd_weight: float) -> bool:
+    """Whether codistillation's peers tell each other their weights at this step of the training (from 0): every
+    ``stale_steps``, once the others count. ``kd_weight`` is that of the step, ramp included."""
+    return step > 0 and step % config.stale_steps == 0 and kd_weight > 0
+
+
 def needs_validation(config: DistillConfig) -> bool:
     """Whether the distiller asks how good the peers are on images held out from training."""
     return config.distiller == "kdcl-general"

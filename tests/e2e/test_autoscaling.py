@@ -42,7 +42,7 @@ def test_a_sweep_starts_from_no_nodes_survives_the_loss_of_one_and_leaves_none(t
             with patience():
                 assert wait_for(lambda: cluster.worker_nodes() == 2)
                 assert wait_for(lambda: len(workers(cluster.root)) == 2)
-                assert wait_for(lambda: all(_rows(folder, number) >= 1 for number in range(2)))
+                assert wait_for(lambda: all(tiny.recorded(folder / "trials" / f"{n:04d}") >= 1 for n in range(2)))
                 # A node goes with all that runs on it, and another comes in its place.
                 lost = workers(cluster.root)[0]
                 lost.parent().kill()
@@ -57,8 +57,3 @@ def test_a_sweep_starts_from_no_nodes_survives_the_loss_of_one_and_leaves_none(t
     assert [trial.status for trial in trials] == ["finished"] * 2
     for trial in trials:
         assert [row["epoch"] for row in tiny.rows(folder / "trials" / trial.name)] == list(range(1, EPOCHS + 1))
-
-
-def _rows(folder: Path, number: int) -> int:
-    path = folder / "trials" / f"{number:04d}" / "metrics.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0

@@ -204,6 +204,8 @@ def test_own_network_and_own_data_in_the_folder_a_command_is_run_in(ray_cluster:
     done = tiny.command(*words, "--address", ray_cluster, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [row["epoch"] for row in tiny.rows(tmp_path / "runs" / "own")] == [1, 2]
+    summary = json.loads((tmp_path / "runs" / "own" / "summary.json").read_text())
+    assert summary["peers"][0]["network"] == "my_parts:network"
     client = MlflowClient(tiny.store(tmp_path))
     (experiment,) = [e for e in client.search_experiments() if e.name == "metamixer_ray"]
     models = client.search_logged_models([experiment.experiment_id])

@@ -59,17 +59,17 @@ class Swept:
 
 @pytest.fixture(scope="module")
 def swept(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
-    """Two spaces joined, asha, settings that diverge, and a worker killed on the way."""
+    """Two spaces joined, asha, settings that diverge or break, and a worker killed on the way."""
     storage = tmp_path_factory.mktemp("swept")
     (storage / "mixing.py").write_text(MIXING)
     (storage / "rates.py").write_text(RATES)
     (storage / "diverges.yaml").write_text(yaml.safe_dump({"lr": 1e12, "batch_size": 4}))
+    (storage / "breaks.yaml").write_text(yaml.safe_dump({"peers": ["tests.e2e.own_parts:breaks_later", "resnet8"]}))
     folder = storage / "runs" / "swept"
     killed: list[int] = []
 
     def kill_one() -> None:
-        first = folder / "trials" / "0000" / "metrics.jsonl"
-        if wait_for(lambda: first.exists() and first.read_text().count("\n") >= 1):
+        if wait_for(lambda: tiny.recorded(folder / "trials" / "0000") >= 1):
             victim = workers(os.getpid())[0]
             victim.send_signal(signal.SIGKILL)
             killed.append(victim.pid)
@@ -78,9 +78,9 @@ def swept(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     killer.start()
     config = SweepConfig(
         space=(str(storage / "mixing.py"), str(storage / "rates.py")),
-        samples=4,
+        samples=5,
         random_first=2,
-        first=(str(storage / "diverges.yaml"),),
+        first=(str(storage / "diverges.yaml"), str(storage / "breaks.yaml")),
         trial_failures=0,
         grace_epochs=1,
         reduction_factor=2,
@@ -94,12 +94,14 @@ def swept(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
 
 def test_every_trial_has_an_end_and_a_reason(swept: Swept) -> None:
     trials = _trials(swept.folder)
-    assert len(trials) == 4
+    assert len(trials) == 5
     assert swept.killed == 1
-    defaults, diverged, *others = trials
+    defaults, diverged, broken, *others = trials
     assert (defaults.origin, defaults.settings, defaults.status) == ("defaults", {}, "finished")
     assert (diverged.origin, diverged.status) == ("first", "failed")
     assert "non-finite values" in diverged.reason
+    assert (broken.origin, broken.status) == ("first", "failed")
+    assert "worn out" in broken.reason
     assert {trial.status for trial in others} <= {"finished", "stopped"}
     assert any(trial.status == "stopped" and trial.epochs < EPOCHS for trial in trials)
     assert all("lr" in trial.settings and "pairing" in trial.settings for trial in others)
@@ -149,7 +151,7 @@ def test_mlflow_holds_a_parent_and_a_child_per_trial(swept: Swept) -> None:
         *("figures/sweep-history.png", "figures/sweep-curves.png", "figures/sweep-settings.png")
     }
     children = {r.info.run_name: r for r in runs if r.data.tags["sweep"] == "swept" and r is not parent}
-    assert len(children) == 4
+    assert len(children) == 5
     for trial in _trials(swept.folder):
         child = children[f"swept-{trial.name}"]
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -182,9 +184,8 @@ def test_a_killed_sweep_goes_on(ray_cluster: str, tmp_path: Path, capsys: pytest
     words = [*own, *tiny.flags(tmp_path, name="killed", epochs=EPOCHS), "--address", ray_cluster]
     folder = tmp_path / "runs" / "killed"
     driver = subprocess.Popen([sys.executable, "-m", "metamixer_ray.tune", *words], stdout=subprocess.DEVNULL)
-    second = folder / "trials" / "0001" / "metrics.jsonl"
     try:
-        assert wait_for(lambda: second.exists() and second.read_text().count("\n") >= 1)
+        assert wait_for(lambda: tiny.recorded(folder / "trials" / "0001") >= 1)
     finally:
         driver.kill()
         driver.wait()

@@ -81,6 +81,12 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def recorded(folder: Path) -> int:
+    """How many rows there are so far, also where there is no run yet."""
+    path = folder / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
 def final_state(folder: Path, peer: int) -> dict[str, Any]:
     """What a run's newest checkpoint holds of a peer."""
     newest = max(path for path in folder.iterdir() if path.name.startswith("checkpoint-"))

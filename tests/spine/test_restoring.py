@@ -1,15 +1,23 @@
 """The newest whole checkpoint is found, whatever a kill left beside it."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from metamixer_ray.checkpoint import Progress, take_snapshot
+from metamixer_ray.config import TrainConfig
 from metamixer_ray.errors import CheckpointError
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.restoring import SNAPSHOT, newest_checkpoint, repair_snapshot
+from tests.data.drawing import picture
+from tests.spine.pool import Pool
+from tests.spine.training import learn_together
 
 
 def _save(folder: Path, name: str, value: float) -> Path:
@@ -63,3 +71,23 @@ def test_a_half_written_snapshot_is_put_aside(folder: RunFolder, tmp_path: Path)
     (tmp_path / SNAPSHOT).write_text('{"checkpoint_resu')
     assert repair_snapshot(folder, 2) == "checkpoint-epoch10000"
     assert not (tmp_path / SNAPSHOT).exists()
+
+
+def draw_tree(root: Path, brightness: int) -> None:
+    """An ImageFolder tree of 24 images of three classes, all of them a little brighter or not."""
+    for number in range(24):
+        path = root / ("test" if number < 6 else "train") / f"class{number % 3}" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(picture(number)) // 2 + np.uint8(brightness)).save(path)
+
+
+def test_images_that_changed_are_not_resumed_on(pool: Pool, small: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    data, begun = tmp_path / "data", "checkpoint-epoch0001"
+    draw_tree(data, brightness=0)
+    config = small(data=str(data), train_limit=None)
+    outcomes = pool.run(2, learn_together, config, tmp_path / "run", None, begun)
+    assert [o.ended for o in outcomes] == ["stopped"] * 2
+    draw_tree(data, brightness=1)
+    for outcome in pool.run(2, learn_together, config, tmp_path / "run", begun):
+        assert re.match("refused: .* another configuration: data_fingerprint was ", outcome.ended)
+        assert not outcome.images

@@ -7,10 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from metamixer_ray.checkpoint import read_peer
@@ -20,7 +18,7 @@ from metamixer_ray.evaluation import ScoreSums, probabilities_of
 from metamixer_ray.mixing import build_mixer, draw_plan, mix_images
 from metamixer_ray.preparation import batch_order, build_peers
 from metamixer_ray.reporting import assemble_row
-from tests.data.drawing import drawn_set, picture
+from tests.data.drawing import drawn_set
 from tests.distill.textbook import mutual_learning
 from tests.spine.networks import digest
 from tests.spine.pool import Pool
@@ -256,26 +254,6 @@ def test_a_resumed_training_of_replicas_reports_all_epochs_again_as_they_were(
     before, after = ([{k: v for k, v in row.items() if k not in TIMES} for row in side] for side in rows)
     assert [row["epoch"] for row in after] == [1, 2, 3]
     assert before == after
-
-
-def draw_tree(root: Path, brightness: int) -> None:
-    """An ImageFolder tree of 24 images of three classes, all of them a little brighter or not."""
-    for number in range(24):
-        path = root / ("test" if number < 6 else "train") / f"class{number % 3}" / f"{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.asarray(picture(number)) // 2 + np.uint8(brightness)).save(path)
-
-
-def test_images_that_changed_are_not_resumed_on(pool: Pool, small: Make, tmp_path: Path) -> None:
-    data, begun = tmp_path / "data", "checkpoint-epoch0001"
-    draw_tree(data, brightness=0)
-    config = small(data=str(data), train_limit=None)
-    outcomes = pool.run(2, learn_together, config, tmp_path / "run", None, begun)
-    assert [o.ended for o in outcomes] == ["stopped"] * 2
-    draw_tree(data, brightness=1)
-    for outcome in pool.run(2, learn_together, config, tmp_path / "run", begun):
-        assert re.match("refused: .* another configuration: data_fingerprint was ", outcome.ended)
-        assert not outcome.images
 
 
 @pytest.mark.parametrize("distiller", ["dml", "codistillation", "mcl"])
