@@ -117,6 +117,28 @@ def check_labels(
             )
 
 
+def lacking_room(
+    wanted: Sequence[Mapping[str, str]], workers: int, free: Sequence[Node], resources: WorkerResources
+) -> str | None:
+    """What workers find no room for on the nodes, in words; None when all do.
+
+    Args:
+        wanted: per peer, the labels its nodes must have; empty when no peer asks for any.
+        free: the nodes with what nobody has reserved.
+    """
+    each = f"{resources.gpus:g} GPU and {resources.cpus:g} CPU" if resources.gpus else f"{resources.cpus:g} CPU"
+    lacking = []
+    for labels in {tuple(sorted(labels.items())): labels for labels in wanted if labels}.values():
+        need = sum(other == labels for other in wanted) * workers // len(wanted)
+        fitting = [node for node in free if labels.items() <= node.labels.items()]
+        if (missing := need - room(fitting, resources.cpus, resources.gpus)) > 0:
+            where = ",".join(f"{key}={value}" for key, value in labels.items())
+            lacking.append(f"room for {missing} of {need} workers with {each} each on nodes with {where}")
+    if not lacking and (missing := workers - room(free, resources.cpus, resources.gpus)) > 0:
+        lacking.append(f"room for {missing} of {workers} workers with {each} each")
+    return "; ".join(lacking) or None
+
+
 def _largest_gpu_share(nodes: Sequence[Node], workers: int) -> float:
     """The largest share of a GPU, in hundredths, of which all workers get one; 0 where there is no GPU."""
     shares = [int(100 / n) / 100 for n in range(1, 101)]

@@ -48,6 +48,9 @@ class PlacementConfig:
     """Threads that one worker computes with on a CPU. Default: its CPUs, at least 1."""
     peer_labels: tuple[str, ...] = ()
     """Node labels per peer, for example accelerator-type=A100 accelerator-type=T4; '-' for a peer without any."""
+    spread: bool = False
+    """Put workers on as many nodes as there are instead of on as few as hold them. Replicas of one peer share a node
+    before peers do, either way."""
     address: str | None = None
     """Ray cluster to join. Default: $RAY_ADDRESS, the cluster a job was submitted to, or a new local one."""
     grows_to: tuple[str, ...] = ()
@@ -69,6 +72,8 @@ class RunConfig:
     """Folder or URI (s3://, gs://, ...) that holds the run folders. Default: $METAMIXER_HOME/runs in your home."""
     resume: bool = False
     """Continue the run of --name, or the newest unfinished run of this very configuration."""
+    resume_or_start: bool = False
+    """The same where there is such a run, else start it: for a command that a scheduler repeats after a failure."""
     checkpoint_seconds: float = 300.0
     """Also checkpoint inside an epoch when so many seconds have passed since the last one; 0: at epoch ends only."""
     keep_checkpoints: int = 2

@@ -27,11 +27,13 @@ from metamixer_ray.starting import PeersTrainer, SafeStarts, give_back
 from metamixer_ray.stopping import StopWhenTold
 from metamixer_ray.ticker import Ticker
 from metamixer_ray.tracking import MlflowWriter
+from metamixer_ray.waiting import Waiting
 
 # A collective that waits longer than this has lost somebody.
 COLLECTIVE_TIMEOUT_SECONDS = 300
 LOOK_SECONDS = 0.2
-STOP_SECONDS = 15.0
+# Once told to stop, workers have so long to end with a checkpoint, and then to end.
+CHECKPOINT_SECONDS, STOP_SECONDS = 20.0, 15.0
 
 
 class Listener(Protocol):
@@ -82,9 +84,9 @@ def fit(
     if any(row["epoch"] == config.epochs for row in journal.rows()):
         return journal.rows()
     give_back(folder)
-    lacking = missing_now(config, resources)
-    if lacking is not None:
-        console.note(f"waiting for {lacking}")
+    waiting = Waiting(lambda: missing_now(config, resources), console.note)
+    waiting.begin()
+    waiting.look()
     with tempfile.TemporaryDirectory(prefix="metamixer_ray-") as scratch:
         live = Path(scratch) / "live.jsonl"
         live.touch()
@@ -113,7 +115,10 @@ def fit(
                 ],
             ),
         )
-        with follow(live, Ticker(key), writer, console, stop or threading.Event()):
+        ticker = Ticker(key)
+        # An earlier attempt may have been killed before it could.
+        ticker.forget()
+        with follow(live, ticker, writer, console, waiting, stop or threading.Event()):
             over = threading.Event()
 
             def train() -> None:
@@ -125,9 +130,15 @@ def fit(
             try:
                 aside(train)
             except KeyboardInterrupt:
-                # A notebook lives on, and nothing of the training should.
-                live.with_name("stop").touch()
-                over.wait(STOP_SECONDS)
+                writer.mark("KILLED")
+                ticker.ask_to_stop()
+                console.note("stopping with a checkpoint; once more ends it at once")
+                try:
+                    over.wait(CHECKPOINT_SECONDS)
+                finally:
+                    # A notebook lives on, and nothing of the training should.
+                    live.with_name("stop").touch()
+                    over.wait(STOP_SECONDS)
                 raise
             except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
                 raise _told(error, folder) from error
@@ -160,7 +171,7 @@ def _told(error: Exception, folder: RunFolder) -> Exception:
 
 @contextmanager
 def follow(
-    live: Path, ticker: Ticker, writer: MlflowWriter, console: Listener, stop: threading.Event
+    live: Path, ticker: Ticker, writer: MlflowWriter, console: Listener, waiting: Waiting, stop: threading.Event
 ) -> Iterator[None]:
     """Tell what the controller writes to ``live``, and the steps in between, while the body runs; pass ``stop`` on."""
     done = threading.Event()
@@ -175,7 +186,7 @@ def follow(
                     event = json.loads(line)
                     if event["event"] == "epoch":
                         writer.offer([event["row"]])
-                    show(event, console)
+                    show(event, console, waiting)
                 if last_look:
                     return
                 if (at := ticker.look()) is not None:
@@ -194,11 +205,16 @@ def follow(
         ticker.forget()
 
 
-def show(event: dict[str, Any], console: Listener) -> None:
+def show(event: dict[str, Any], console: Listener, waiting: Waiting) -> None:
     """One event, told."""
     if event["event"] == "epoch":
         console.epoch(event["row"])
     elif event["event"] == "failure":
         console.warn(f"a worker failed ({event['message']}); going on from the last checkpoint")
+        waiting.begin()
+    elif event["event"] == "waiting":
+        waiting.look()
+    elif event["event"] == "placed":
+        waiting.end()
     else:
         console.warn(event["message"])

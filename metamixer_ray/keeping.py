@@ -104,7 +104,7 @@ def plan_tracking(
 def tracked_parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Flat settings as a run's MLflow parameters."""
     # These may differ between the attempts of one run, and MLflow's parameters may not.
-    untracked = ("resume", "name", "address", "grows_to", "verbose")
+    untracked = ("resume", "resume_or_start", "name", "address", "grows_to", "verbose")
 
     def single(value: Any) -> Any:
         # One learning rate for all peers is a number, which MLflow's charts can put on an axis.

@@ -4,9 +4,10 @@ Ranks of one peer hold one network and average its gradients along ``replica``; 
 same images and exchange what their networks say along ``peer``.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -33,56 +34,82 @@ class PeerMesh:
     """Ranks of the same peer, ordered by replica; None with one replica."""
 
 
-def seats(selectors: Sequence[Labels] | None, peers: int, replicas: int, node_labels: Sequence[Labels]) -> list[int]:
+@dataclass(frozen=True)
+class Host:
+    """The node that a rank runs on."""
+
+    id: str
+    labels: Labels = field(default_factory=dict)
+
+
+def seats(selectors: Sequence[Labels] | None, peers: int, replicas: int, hosts: Sequence[Host]) -> list[int]:
     """Which rank sits where: entry ``peer * replicas + replica`` is the rank that takes that seat.
 
-    Ray Train numbers its ranks by node, whatever label selector each worker was placed by, so with selectors the
-    seats are matched to the ranks again by the labels of the nodes they run on (a bipartite matching; without
-    selectors rank r takes seat r, and the replicas of one peer share a node because ranks of a node adjoin).
+    Ray Train numbers its ranks by node, whatever label selector each worker was placed by. So the seats are matched
+    to the ranks again. Replicas of one peer get seats on one node where a node holds them all: what they tell each
+    other, gradients, is one to two orders of magnitude more than what peers do.
 
     Args:
         selectors: per peer, the labels its node must have (``{}``: any node); None when no peer asks for any.
-        node_labels: per rank, the labels of its node.
+        hosts: per rank, its node.
 
     Raises:
         ConfigError: when the nodes at hand cannot seat every peer.
     """
     world = peers * replicas
-    if not selectors or not any(selectors):
-        return list(range(world))
-    fits = [
-        [
-            rank
-            for rank in range(world)
-            if all(node_labels[rank].get(k) == v for k, v in selectors[seat // replicas].items())
-        ]
-        for seat in range(world)
-    ]
-    taken: dict[int, int] = {}
-
-    def place(seat: int, tried: set[int]) -> bool:
-        for rank in fits[seat]:
-            if rank not in tried:
-                tried.add(rank)
-                if rank not in taken or place(taken[rank], tried):
-                    taken[rank] = seat
-                    return True
-        return False
-
-    # Picky seats first, so that plain ones keep the order of the ranks.
-    for seat in sorted(range(world), key=lambda s: len(fits[s])):
-        if not place(seat, set()):
-            raise ConfigError(
-                f"--peer-labels: no worker is left on a node with {dict(selectors[seat // replicas])} "
-                f"for peer {seat // replicas}"
-            )
-    rank_of = {seat: rank for rank, seat in taken.items()}
+    wanted = selectors or [{}] * peers
+    fits = np.array([[labels.items() <= host.labels.items() for host in hosts] for labels in wanted], dtype=bool)
+    if (lost := unseated(np.repeat(fits, replicas, axis=0))) is not None:
+        peer = lost // replicas
+        raise ConfigError(f"--peer-labels: no worker is left on a node with {dict(wanted[peer])} for peer {peer}")
+    # Picky peers first, so that plain ones keep the order of the ranks.
+    order = sorted(range(peers), key=lambda peer: int(fits[peer].sum()))
+    free = list(range(world))
+    taken: dict[int, list[int]] = {}
+    for peer in order:
+        others = [other for other in order if other not in taken and other != peer]
+        for ranks in _together(free, hosts, fits[peer], replicas):
+            left = [rank for rank in free if rank not in ranks]
+            if unseated(np.repeat(fits[np.ix_(others, left)], replicas, axis=0)) is None:
+                taken[peer], free = ranks, left
+                break
+    apart = [peer for peer in order if peer not in taken]
+    matched = _match(np.repeat(fits[np.ix_(apart, free)], replicas, axis=0))
+    for at, peer in enumerate(apart):
+        taken[peer] = [free[column] for column in matched[at * replicas : (at + 1) * replicas]]
     # Seats of one peer are alike. torch numbers a group by rank, and its first member must be the first replica.
-    return [
-        rank
-        for first in range(0, world, replicas)
-        for rank in sorted(rank_of[seat] for seat in range(first, first + replicas))
-    ]
+    return [rank for peer in range(peers) for rank in sorted(taken[peer])]
+
+
+def unseated(fits: np.ndarray) -> int | None:
+    """The first seat that finds no rank when as many as possible do; None when all do.
+
+    Args:
+        fits: bool [seats, ranks].
+    """
+    matched = _match(fits)
+    return int(np.argmin(matched)) if (matched < 0).any() else None
+
+
+def _match(fits: np.ndarray) -> np.ndarray:
+    """Per seat a rank of its own that fits, -1 where there is none: int [seats]."""
+    if not fits.size:
+        return np.full(len(fits), -1)
+    if fits.all() and fits.shape[0] <= fits.shape[1]:
+        return np.arange(len(fits))
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
+    return np.asarray(maximum_bipartite_matching(csr_array(fits), perm_type="column"))
+
+
+def _together(free: Sequence[int], hosts: Sequence[Host], fits: np.ndarray, replicas: int) -> Iterator[list[int]]:
+    """The first ``replicas`` free ranks that fit, of each node that has so many."""
+    by_node: dict[str, list[int]] = {}
+    for rank in free:
+        if fits[rank]:
+            by_node.setdefault(hosts[rank].id, []).append(rank)
+    yield from (ranks[:replicas] for ranks in by_node.values() if len(ranks) >= replicas)
 
 
 def build_mesh(peers: int, replicas: int, device: torch.device, seating: Sequence[int]) -> PeerMesh:

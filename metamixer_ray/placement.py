@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import ray
 import ray.train
+from ray._private.state import available_resources_per_node
 
-from metamixer_ray.capacity import Node, WorkerResources, check_labels, worker_share
+from metamixer_ray.capacity import Node, WorkerResources, check_labels, lacking_room, worker_share
 from metamixer_ray.config import PlacementConfig, TrainConfig
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.growth import Growth, at_most, startable
@@ -126,13 +127,13 @@ def worker_resources(config: TrainConfig) -> WorkerResources:
 
 def missing_now(config: TrainConfig, resources: WorkerResources) -> str | None:
     """What must become free (or be started by the autoscaler) before the workers fit; None when they fit now."""
-    free = ray.available_resources()
-    lacking = [
-        f"{need - free.get(name, 0.0):g} of {need:g} {name}s"
-        for name, need in (("GPU", resources.gpus * config.workers), ("CPU", resources.cpus * config.workers))
-        if need > free.get(name, 0.0) + 1e-6
+    labels = {node["NodeID"]: node.get("Labels") or {} for node in ray.nodes() if node["Alive"]}
+    free = [
+        Node(cpus=left.get("CPU", 0.0), gpus=left.get("GPU", 0.0), labels=labels[node])
+        for node, left in available_resources_per_node().items()
+        if node in labels
     ]
-    return " and ".join(lacking) or None
+    return lacking_room(selectors(config.placement.peer_labels), config.workers, free, resources)
 
 
 def scaling(config: TrainConfig, resources: WorkerResources) -> ray.train.ScalingConfig:
@@ -144,6 +145,6 @@ def scaling(config: TrainConfig, resources: WorkerResources) -> ray.train.Scalin
         num_workers=config.workers,
         use_gpu=resources.gpus > 0,
         resources_per_worker=reserve,
-        placement_strategy="PACK",
+        placement_strategy="SPREAD" if config.placement.spread else "PACK",
         label_selector=per_worker if any(per_worker) else None,
     )

@@ -54,21 +54,25 @@ def default_name(config: TrainConfig) -> str:
 
 
 def open_run(config: TrainConfig) -> Run:
-    """A new run, or with ``--resume`` one that is there; nothing is written.
+    """A new run, or with ``--resume`` (``--resume-or-start``: if possible) one that is there; nothing is written.
 
     Raises:
         ConfigError: a name that is taken, nothing to resume, or settings that differ from the run's.
     """
     storage = storage_of(config)
-    if not config.run.resume:
+    if not (config.run.resume or config.run.resume_or_start):
         return _new(config, storage)
-    if config.run.name is not None:
-        folder = storage.inside(config.run.name)
-        theirs = read_config(folder)
-        if theirs is None:
-            raise ConfigError(f"--resume: there is no run {config.run.name!r} in {storage}")
-    else:
-        folder, theirs = _newest_unfinished(config, storage)
+    folder = _newest_unfinished(config, storage) if config.run.name is None else storage.inside(config.run.name)
+    theirs = None if folder is None else read_config(folder)
+    if folder is None or theirs is None:
+        if config.run.resume_or_start:
+            return _new(config, storage)
+        if config.run.name is None:
+            raise ConfigError(
+                f"--resume: no unfinished run of this configuration in {storage}; "
+                "name one with --name, or leave --resume out to start anew"
+            )
+        raise ConfigError(f"--resume: there is no run {config.run.name!r} in {storage}; --resume-or-start makes it")
     ours, saved = identity(config), identity(theirs)
     different = sorted(name for name in ours if ours[name] != saved[name])
     if different:
@@ -128,7 +132,9 @@ def write_run(folder: RunFolder, config: TrainConfig, facts: Mapping[str, Any]) 
     folder.create()
     folder.write_json(RUN, {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts})
     # What it takes to repeat the run; whether that was a resume, and under which name, is not part of it.
-    folder.write(CONFIG, to_yaml(replace(config, run=replace(config.run, resume=False, name=None))))
+    folder.write(
+        CONFIG, to_yaml(replace(config, run=replace(config.run, resume=False, resume_or_start=False, name=None)))
+    )
 
 
 def _new(config: TrainConfig, storage: RunFolder) -> Run:
@@ -143,7 +149,7 @@ def _new(config: TrainConfig, storage: RunFolder) -> Run:
     return Run(folder, uuid.uuid4().hex, new=True)
 
 
-def _newest_unfinished(config: TrainConfig, storage: RunFolder) -> tuple[RunFolder, TrainConfig]:
+def _newest_unfinished(config: TrainConfig, storage: RunFolder) -> RunFolder | None:
     candidates = []
     for name in storage.children():
         folder = storage.inside(name)
@@ -154,11 +160,5 @@ def _newest_unfinished(config: TrainConfig, storage: RunFolder) -> tuple[RunFold
         except UserError:
             continue
         if theirs is not None and identity(theirs) == identity(config):
-            candidates.append(((folder.read_json(RUN) or {}).get("created", ""), name, folder, theirs))
-    if not candidates:
-        raise ConfigError(
-            f"--resume: no unfinished run of this configuration in {storage}; "
-            "name one with --name, or leave --resume out to start anew"
-        )
-    _, _, folder, theirs = max(candidates, key=lambda c: c[:2])
-    return folder, theirs
+            candidates.append(((folder.read_json(RUN) or {}).get("created", ""), name, folder))
+    return max(candidates, key=lambda c: c[:2])[2] if candidates else None

@@ -17,7 +17,7 @@ from ray.train import CheckpointUploadMode
 from metamixer_ray.allocation import keep_freed_memory
 from metamixer_ray.config import from_settings
 from metamixer_ray.folder import RunFolder
-from metamixer_ray.mesh import build_mesh, seats
+from metamixer_ray.mesh import Host, build_mesh, seats
 from metamixer_ray.placement import selectors
 from metamixer_ray.ticker import Ticker
 from metamixer_ray.worker import WriteCheckpoint, train_peer
@@ -67,6 +67,9 @@ class RaySession:
         if self._ticker is not None:
             self._ticker.note(epoch, step, steps)
 
+    def told_to_stop(self) -> bool:
+        return self._ticker is not None and self._ticker.stopping
+
     def finish(self) -> None:
         """Wait until the last checkpoint is where it belongs."""
         self._written.wait()
@@ -91,10 +94,10 @@ def ray_worker(settings: Mapping[str, Any]) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     wanted = selectors(config.placement.peer_labels)
-    node_labels: list[Mapping[str, str]] = [{}] * dist.get_world_size()
-    if any(wanted):
-        dist.all_gather_object(node_labels, dict(ray.get_runtime_context().get_node_labels()))
-    seating = seats(wanted, len(config.peers), config.placement.replicas, node_labels)
+    here = ray.get_runtime_context()
+    hosts = [Host("")] * dist.get_world_size()
+    dist.all_gather_object(hosts, Host(here.get_node_id(), dict(here.get_node_labels())))
+    seating = seats(wanted, len(config.peers), config.placement.replicas, hosts)
     mesh = build_mesh(len(config.peers), config.placement.replicas, device, seating)
     session = RaySession(RunFolder(settings["folder"]), settings["start"], Ticker(settings["key"]))
     train_peer(config, mesh, device, session)

@@ -6,6 +6,7 @@ what Ray keeps to itself, it is through the attribute and the callback that are 
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,9 +17,10 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.controller.state import RunningState
 from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -97,7 +99,8 @@ def give_back(folder: RunFolder) -> None:
 
 @dataclass
 class SafeStarts(ControllerCallback, WorkerGroupCallback):
-    """Has the controller start tidy groups, notes what they reserve, and tells when one had to be started again.
+    """Has the controller start tidy groups, notes what they reserve, and tells when they wait for it, have it, or must
+    be started again.
 
     Args:
         live: the file that the driver's console follows.
@@ -127,5 +130,12 @@ class SafeStarts(ControllerCallback, WorkerGroupCallback):
         """See :class:`ControllerCallback`."""
         error = getattr(getattr(current_state, "training_failed_error", None), "controller_failure", None)
         if isinstance(error, WorkerGroupStartupFailedError):
-            with Path(self.live).open("a") as file:
-                file.write(json.dumps({"event": "failure", "message": str(error)}) + "\n")
+            self._tell({"event": "failure", "message": str(error)})
+        elif isinstance(error, WorkerGroupStartupTimeoutError):
+            self._tell({"event": "waiting"})
+        elif isinstance(current_state, RunningState):
+            self._tell({"event": "placed"})
+
+    def _tell(self, event: Mapping[str, Any]) -> None:
+        with Path(self.live).open("a") as file:
+            file.write(json.dumps(event) + "\n")

@@ -1,6 +1,7 @@
-"""How far the running epoch is: the first worker notes it in the cluster's key-value store, the console looks it up.
+"""What the first worker and the driver tell each other while workers compute: how far they are, and to stop.
 
-Reports to Ray Train make all workers wait for each other; this makes nobody wait.
+They note it in the cluster's key-value store. Reports to Ray Train make all workers wait for each other; this makes
+nobody wait.
 """
 
 import json
@@ -14,18 +15,21 @@ _NAMESPACE = b"metamixer_ray"
 
 
 class Ticker:
-    """One training's note.
+    """One training's notes.
 
     Args:
         key: of the training; no other may have it.
     """
 
     def __init__(self, key: str) -> None:
-        self._key = f"step-of-{key}".encode()
+        self._key, self._stop = f"step-of-{key}".encode(), f"stop-of-{key}".encode()
         self._next = 0.0
+        self.stopping = False
+        """Whether :meth:`note` has seen that the driver asked to stop."""
 
     def note(self, epoch: int, step: int, steps: int) -> None:
-        """Note that ``step`` of the ``steps`` of ``epoch`` (both from 1) are done, if the last note is old enough."""
+        """Note that ``step`` of the ``steps`` of ``epoch`` (both from 1) are done, if the last note is old enough, and
+        see whether to stop."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -33,6 +37,7 @@ class Ticker:
         internal_kv._internal_kv_put(
             self._key, json.dumps([epoch, step, steps]).encode(), overwrite=True, namespace=_NAMESPACE
         )
+        self.stopping = bool(internal_kv._internal_kv_exists(self._stop, namespace=_NAMESPACE))
 
     def look(self) -> tuple[int, int, int] | None:
         """The last note, if a second has passed since the last look and there is one."""
@@ -46,6 +51,11 @@ class Ticker:
         epoch, step, steps = json.loads(content)
         return epoch, step, steps
 
+    def ask_to_stop(self) -> None:
+        """Ask the workers to write a checkpoint and to end."""
+        internal_kv._internal_kv_put(self._stop, b"1", overwrite=True, namespace=_NAMESPACE)
+
     def forget(self) -> None:
-        """Take the note away."""
-        internal_kv._internal_kv_del(self._key, namespace=_NAMESPACE)
+        """Take the notes away."""
+        for key in (self._key, self._stop):
+            internal_kv._internal_kv_del(key, namespace=_NAMESPACE)

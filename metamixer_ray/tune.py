@@ -147,7 +147,7 @@ def draw(config: SweepConfig, running: Underway, search: Ledger, board: Board) -
 def best_config(training: TrainConfig, best: Trial) -> TrainConfig:
     """What ``train --config`` takes to train with the best settings and test them, see :func:`for_testing`."""
     (chosen,) = for_testing(training, [best.settings])
-    return replace(chosen, run=replace(chosen.run, name=None, resume=False))
+    return replace(chosen, run=replace(chosen.run, name=None, resume=False, resume_or_start=False))
 
 
 def for_testing(training: TrainConfig, chosen: Sequence[Settings]) -> list[TrainConfig]:

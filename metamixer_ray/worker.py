@@ -5,35 +5,22 @@ what is to be reported.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from metamixer_ray.checkpoint import Progress, read_told, restore_peer, take_snapshot
 from metamixer_ray.config import TrainConfig
-from metamixer_ray.data import (
-    Batch,
-    BatchOrder,
-    ImageSet,
-    Splits,
-    eval_batches,
-    load_splits,
-    normalise,
-    train_batches,
-)
+from metamixer_ray.data import Batch, ImageSet, eval_batches, load_splits, normalise, train_batches
 from metamixer_ray.distill import (
-    EXCHANGE_DTYPES,
     Control,
     ControlSum,
-    Distiller,
     ErrorProducts,
-    Exchange,
     GeneralTeacher,
     Own,
     StaleCopies,
@@ -42,11 +29,9 @@ from metamixer_ray.distill import (
     feature_statistics,
     flat_state,
     kd_ramp,
-    learnt_by,
     mean_over_places,
     statistics_loss,
     statistics_message,
-    takes_copies,
     takes_embedding,
     tells_weights,
 )
@@ -54,11 +39,12 @@ from metamixer_ray.evaluation import Evaluation, evaluate
 from metamixer_ray.flags import MAX_SKIPPED_IN_A_ROW, agree_on_images, diverged, share_flags
 from metamixer_ray.mesh import PeerMesh, share_buffers
 from metamixer_ray.meters import Clock, Meters, gather_stages
-from metamixer_ray.mixing import Mixer, build_mixer, draw_plan, mix_images, mix_tap, mix_targets
-from metamixer_ray.networks import StagedNetwork, common_stages, join_taps, keep_features
-from metamixer_ray.optimisation import average_gradients, build_optimizer, learning_rate
-from metamixer_ray.precision import autocast, resolve_precision
-from metamixer_ray.preparation import READ_AS, batch_order, build_peers, part_of, peer_distiller
+from metamixer_ray.mixing import draw_plan, mix_images, mix_tap, mix_targets
+from metamixer_ray.networks import join_taps, keep_features
+from metamixer_ray.optimisation import average_gradients, learning_rate
+from metamixer_ray.peer import Peer, set_up
+from metamixer_ray.precision import autocast
+from metamixer_ray.preparation import READ_AS, part_of
 from metamixer_ray.randomness import seed_torch, torch_seed
 from metamixer_ray.restoring import checkpoint_identity
 
@@ -82,39 +68,12 @@ class Session(Protocol):
     def stepped(self, epoch: int, step: int, steps: int) -> None:
         """``step`` of the ``steps`` of ``epoch`` (from 1) are done. Called after every step: it must cost nothing."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Peer:
-    """One peer network and all that it learns with; ``network`` is the trained module, ``forward`` how it is run."""
-
-    config: TrainConfig
-    mesh: PeerMesh
-    device: torch.device
-    precision: Literal["bf16", "float32"]
-    splits: Splits
-    order: BatchOrder
-    network: StagedNetwork
-    forward: nn.Module
-    buffers: Sequence[Tensor]
-    """The network's buffers, listed once: to find them takes milliseconds."""
-    optimizer: torch.optim.Optimizer
-    mixer: Mixer
-    distiller: Distiller
-    learnt: nn.Module | None
-    """What the distiller learns itself; no part of the network that is evaluated and exported."""
-    stale: StaleCopies | None
-    """Copies of the other peers' networks, for distillers that ask those."""
-    exchange: Exchange
-    silence: Exchange
-    """What steps without an exchange use in its place: nobody is told anything, and nobody heard."""
-    stages_to_mix: int
-    """Stages that all peers have, and global mixing may pick from."""
-    stages_to_compare: Sequence[int]
-    """This peer's stages (from 1) whose statistics are compared with the others'."""
+    def told_to_stop(self) -> bool:
+        """Whether this rank was asked to end, with a checkpoint. Called before every step: it must cost nothing."""
 
 
 def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, session: Session) -> None:
-    """Train this rank's peer from where ``session`` says to the last epoch.
+    """Train this rank's peer from where ``session`` says to the last epoch, or until a rank is told to stop.
 
     Raises:
         UserError: bad data, a checkpoint that doesn't fit, a network that can't be built.
@@ -134,56 +93,19 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
         # already is not written twice. The file is the first replica's, so each says again who it is.
         reports = [json.loads(report) | {"replica": mesh.replica} for report in progress.reports]
         session.report({"event": "restored", "reports": reports}, None, None)
-    while progress.epoch < config.epochs:
-        train_epoch(peer, progress, session)
+    stopping = False
+    while progress.epoch < config.epochs and not stopping:
+        stopping = train_epoch(peer, progress, session)
 
 
-def set_up(config: TrainConfig, mesh: PeerMesh, device: torch.device, splits: Splits) -> Peer:
-    """Everything a rank needs, made from the configuration and its images alone."""
-    networks = build_peers(config, classes=len(splits.classes), image_size=splits.train.image_size)
-    stage_counts = [len(network.stage_names) for network in networks]
-    network = networks[mesh.peer].to(device)
-    for parameter in network.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    distiller = peer_distiller(config, network, mesh.peer, image_size=splits.train.image_size)
-    learnt = learnt_by(distiller)
-    modules = [network] if learnt is None else [network, learnt.to(device)]
-    stale = StaleCopies(networks, mesh.peer, device) if takes_copies(config.distillation) else None
-    forward: nn.Module = network.compiled() if config.compile else network
-    if mesh.replica_group is not None:
-        # DDP regroups its buckets after the first step, also of a resumed run, and with them the order in which
-        # three replicas or more are summed. It leaves them as they are where parameters might be unused.
-        exact = device.type == "cpu"
-        forward = DistributedDataParallel(forward, process_group=mesh.replica_group, find_unused_parameters=exact)
-    return Peer(
-        config=config,
-        mesh=mesh,
-        device=device,
-        precision=resolve_precision(config.precision, device),
-        splits=splits,
-        order=batch_order(config, splits),
-        network=network,
-        forward=forward,
-        buffers=list(network.buffers()),
-        optimizer=build_optimizer(config.optimisation, mesh.peer, *modules),
-        mixer=build_mixer(config.mixing),
-        distiller=distiller,
-        learnt=learnt,
-        stale=stale,
-        exchange=Exchange(mesh.peer_group, device, EXCHANGE_DTYPES[config.distillation.exchange_dtype]),
-        silence=Exchange(None, device),
-        stages_to_mix=min(stage_counts),
-        stages_to_compare=common_stages(stage_counts)[mesh.peer],
-    )
-
-
-def train_epoch(peer: Peer, progress: Progress, session: Session) -> None:
-    """Train through the rest of an epoch, evaluate, and report."""
+def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
+    """Train through the rest of an epoch, evaluate, and report. Returns whether all ranks are to stop, which they may
+    have done before the epoch's end."""
     config, mesh, epoch = peer.config, peer.mesh, progress.epoch
     meters = Meters(progress.sums)
     clock = Clock(already=progress.epoch_seconds)
     images_seen = steps = 0
+    stopping = False
     peer.exchange.reset_cost()
     peer.forward.train()
     for batch in train_batches(
@@ -196,8 +118,9 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> None:
         first_step=progress.step,
         pin_memory=peer.device.type == "cuda",
     ):
-        wish = 0 < config.run.checkpoint_seconds <= clock.since_checkpoint()
-        flags = learn(peer, batch, epoch, meters, step=progress.total_steps, wish_checkpoint=wish)
+        due = 0 < config.run.checkpoint_seconds <= clock.since_checkpoint()
+        wish = Control(step=progress.total_steps, wish_checkpoint=due, wish_stop=session.told_to_stop())
+        flags = learn(peer, batch, epoch, meters, wish)
         progress.step, progress.total_steps = batch.step + 1, progress.total_steps + 1
         images_seen, steps = images_seen + len(batch.labels) * mesh.replicas, steps + 1
         session.stepped(epoch + 1, progress.step, peer.order.steps_per_epoch)
@@ -205,11 +128,14 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> None:
         progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if flags.nonfinite else 0
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise diverged(progress.skipped_in_a_row, flags.culprit, config.peers)
-        if flags.wish_checkpoint and progress.step < peer.order.steps_per_epoch:
+        stopping = bool(flags.wish_stop)
+        if (stopping or flags.wish_checkpoint) and progress.step < peer.order.steps_per_epoch:
             progress.sums, progress.epoch_seconds = meters.shared(mesh.replica_group, peer.device), clock.seconds()
             name = f"checkpoint-epoch{epoch:04d}-step{progress.step:06d}"
             session.report({"event": "checkpoint"}, checkpoint_writer(peer, progress), name)
             clock.checkpointed()
+            if stopping:
+                return True
 
     train_seconds = clock.since_start()
     scores, test = evaluate_epoch(peer, epoch)
@@ -239,9 +165,10 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> None:
     progress.epoch, progress.step, progress.sums, progress.epoch_seconds = epoch + 1, 0, {}, 0.0
     progress.reports.append(json.dumps(report))
     session.report(report, checkpoint_writer(peer, progress), f"checkpoint-epoch{epoch + 1:04d}")
+    return stopping
 
 
-def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wish_checkpoint: bool) -> ControlSum:
+def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, wish: Control) -> ControlSum:
     """One step: mix, look, say, hear, learn. Returns the flags that all peers and replicas share."""
     config, mesh, device = peer.config, peer.mesh, peer.device
     exchange = peer.exchange if batch.step % config.distillation.exchange_every == 0 else peer.silence
@@ -268,8 +195,8 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
 
     # How much it is to learn from the others, and with copies of them, how they have become.
     kd_weight = config.distillation.kd_weight * kd_ramp(config.distillation, now, config.epochs)
-    if peer.stale is not None and tells_weights(config.distillation, step, kd_weight):
-        refresh_copies(peer, peer.stale, step)
+    if peer.stale is not None and tells_weights(config.distillation, wish.step, kd_weight):
+        refresh_copies(peer, peer.stale, wish.step)
 
     # This peer's view of them.
     features: dict[int, Tensor] = {}
@@ -302,7 +229,8 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, *, step: int, wi
         peer.distiller.say(own),
         reduce=peer.distiller.reduce,
         beside=statistics_message(statistics),
-        control=Control(step=step, wish_checkpoint=wish_checkpoint and exchange is peer.exchange),
+        # What not all would hear, nobody may act on.
+        control=wish if exchange is peer.exchange else Control(step=wish.step),
         also_finite=cross_entropy,
     )
     hits = targets.gather(1, logits.argmax(dim=1, keepdim=True)).mean()

@@ -68,7 +68,9 @@ def for_trials(config: SweepConfig) -> SweepConfig:
 
 
 def open_sweep(kind: Kind, training: TrainConfig, facts: Mapping[str, Any], subject: str) -> Sweep:
-    """A new one's folder, or with ``--resume`` one that is there; nothing is written, see :func:`create_sweep`.
+    """A new one's folder, or with ``--resume`` (``--resume-or-start``: if possible) one that is there.
+
+    Nothing is written, see :func:`create_sweep`.
 
     Args:
         facts: all its options, flat and plain.
@@ -78,13 +80,13 @@ def open_sweep(kind: Kind, training: TrainConfig, facts: Mapping[str, Any], subj
         ConfigError: a name that is taken, nothing to resume, or options that differ from those it has.
     """
     storage, run = storage_of(training), training.run
-    if not run.resume:
-        folder = storage.inside(run.name or default_name(kind, training, subject))
-        if folder.exists(kind.facts):
+    new = storage.inside(run.name or default_name(kind, training, subject))
+    if not (run.resume or run.resume_or_start):
+        if new.exists(kind.facts):
             raise ConfigError(
-                f"--name {folder.name!r} is taken in {storage}: add --resume to continue it, or choose another name"
+                f"--name {new.name!r} is taken in {storage}: add --resume to continue it, or choose another name"
             )
-        return Sweep(kind, folder, uuid.uuid4().hex)
+        return Sweep(kind, new, uuid.uuid4().hex)
     names = [run.name] if run.name is not None else reversed(storage.children())
     for name in names:
         folder = storage.inside(name)
@@ -98,6 +100,8 @@ def open_sweep(kind: Kind, training: TrainConfig, facts: Mapping[str, Any], subj
                 f"--resume: {flag(key)} is {facts[key]!r} but {kind.noun} {name!r} has {theirs.get(key)!r}; "
                 "give the same options, or another --name"
             )
+    if run.resume_or_start:
+        return Sweep(kind, new, uuid.uuid4().hex)
     what = f"no {kind.noun} {run.name!r}" if run.name is not None else f"no unfinished {kind.noun} with these options"
     raise ConfigError(f"--resume: there is {what} in {storage}; leave --resume out to start anew")
 

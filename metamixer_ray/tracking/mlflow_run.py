@@ -164,6 +164,10 @@ class MlflowRun:
             self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step=model.step)])
         self._client.finalize_logged_model(model.model_id, "READY")
 
+    def mark(self, status: str) -> None:
+        """Show a status, without closing the run."""
+        self._client.update_run(self.run_id, status=status)
+
     def terminate(self, status: str) -> None:
         """Close the run as FINISHED, FAILED or KILLED."""
         self._client.set_terminated(self.run_id, status)

@@ -85,6 +85,7 @@ class MlflowWriter:
         self._uploads: dict[str, Path | bytes | ModelUpload] = {}
         self._opened = False
         self._in_step = False  # whether `_sent` is what the store holds
+        self._mark: Status | None = None
         self._status: Status | None = None
         self._terminated = False
         self._deadline = float("inf")
@@ -156,6 +157,13 @@ class MlflowWriter:
         with self._changed:
             return self._changed.wait_for(lambda: self._opened and not self._busy(), timeout)
 
+    def mark(self, status: Status) -> None:
+        """Have the store show this status from now on, ahead of all that is still to be sent: this process may be
+        killed before `finish`."""
+        with self._changed:
+            self._mark = status
+            self._changed.notify_all()
+
     def finish(self, status: Status = "FINISHED", timeout: float = 60.0) -> bool:
         """Send what was missed, close the run and stop; False when ``timeout`` seconds were not enough.
 
@@ -192,7 +200,7 @@ class MlflowWriter:
             return self._opened and bool(self._uploads) and self._failures == 0
 
     def _busy(self) -> bool:
-        return bool(self._rows or self._metrics or self._tags or self._uploads)
+        return bool(self._rows or self._metrics or self._tags or self._uploads or self._mark)
 
     def _work(self) -> None:
         while True:
@@ -250,7 +258,11 @@ class MlflowWriter:
                 del self._rows[epoch]
             rows = [self._rows[epoch] for epoch in sorted(self._rows)]
             tags = dict(self._tags)
-            status = self._status
+            status, mark = self._status, self._mark
+        if mark is not None:
+            self._run.mark(mark)
+            with self._changed:
+                self._mark = None
         for epochs in self._run.send(rows):
             with self._changed:
                 self._sent.update(epochs)

@@ -2,6 +2,7 @@
 
 import contextlib
 import getpass
+import json
 import os
 import platform
 import shlex
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from metamixer_ray.tracking.naming import masked
 
+# Ray's own name for it.
+RAY_JOB_CONFIG_JSON_ENV_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _PACKAGES = ("metamixer-ray", "torch", "torchvision", "ray", "mlflow", "numpy", "pyarrow")
 
 
@@ -34,14 +37,23 @@ def environment_tags() -> dict[str, str]:
 
 def source_tags(command: str) -> dict[str, str]:
     """The tags with which MLflow's UI shows where a run came from."""
-    in_job = bool(os.environ.get("RAY_JOB_SUBMISSION_ID") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+    submission = ray_job()
     # The UI shows what follows the last slash of the name, so the arguments have a tag of their own.
     program = " ".join(command.split()[:3])
     return {
         "mlflow.source.name": masked(program),
-        "mlflow.source.type": "JOB" if in_job else "LOCAL",
+        "mlflow.source.type": "LOCAL" if submission is None else "JOB",
         "command": masked(command),
-    }
+    } | ({} if submission is None else {"ray_job": submission})
+
+
+def ray_job() -> str | None:
+    """The submission id of the Ray job that this process belongs to, as ``ray job logs`` takes it; None outside one."""
+    try:
+        metadata = json.loads(os.environ[RAY_JOB_CONFIG_JSON_ENV_VAR])["metadata"]
+        return str(metadata["job_submission_id"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def repeat_command(module: str, *, instead: Sequence[str] = ()) -> str:

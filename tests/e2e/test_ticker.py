@@ -34,6 +34,22 @@ def test_a_workers_note_is_seen_until_it_is_forgotten(ray_cluster: str) -> None:
     assert reader.look() is None
 
 
+def test_a_driver_that_asks_to_stop_is_heard_by_its_own_workers_only(ray_cluster: str) -> None:
+    @ray.remote(num_cpus=0.1)
+    def hears(key: str) -> bool:
+        ticker = Ticker(key)
+        ticker.note(1, 1, 2)
+        return ticker.stopping
+
+    driver = Ticker("somebody")
+    assert ray.get(hears.remote("somebody")) is False
+    driver.ask_to_stop()
+    assert ray.get([hears.remote("somebody"), hears.remote("somebody else")]) == [True, False]
+    driver.forget()
+    assert ray.get(hears.remote("somebody")) is False
+    Ticker("somebody else").forget()
+
+
 @pytest.mark.timeout(600)
 def test_a_terminal_shows_a_bar_that_moves_inside_an_epoch(ray_cluster: str, tmp_path: Path) -> None:
     # One long epoch: whatever lies between 0 and 100 percent comes from inside of it.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metamixer_ray.capacity import Node, WorkerResources, check_labels, room, worker_share
+from metamixer_ray.capacity import Node, WorkerResources, check_labels, lacking_room, room, worker_share
 from metamixer_ray.config import TrainConfig, from_settings
 from metamixer_ray.errors import ConfigError
 
@@ -87,3 +87,26 @@ def test_the_share_that_is_suggested_fits(gpus: int, nodes: int, workers: int) -
         worker_share(_config(workers, gpus_per_worker=suggested, cpus_per_worker=0.1), there, grows=False)
     else:
         assert workers <= gpus * nodes
+
+
+def test_what_there_is_no_room_for_is_told_by_worker_and_label() -> None:
+    one_gpu = WorkerResources(4.0, 1.0, 4)
+    a100, t4 = {"type": "A100"}, {"type": "T4"}
+    free = [Node(cpus=8, gpus=1, labels=a100), Node(cpus=3, gpus=1, labels=t4)]
+    assert lacking_room([], 1, free, one_gpu) is None
+    assert lacking_room([], 4, free, one_gpu) == "room for 3 of 4 workers with 1 GPU and 4 CPU each"
+    assert lacking_room([a100, {}], 2, free, one_gpu) == "room for 1 of 2 workers with 1 GPU and 4 CPU each"
+    # The second node has a GPU, and not the CPUs beside it.
+    told = lacking_room([a100, t4, t4], 6, free, one_gpu)
+    assert told == (
+        "room for 1 of 2 workers with 1 GPU and 4 CPU each on nodes with type=A100; "
+        "room for 4 of 4 workers with 1 GPU and 4 CPU each on nodes with type=T4"
+    )
+
+
+@given(nodes_of, st.integers(1, 16), st.sampled_from([0.5, 1.0, 4.0]), st.sampled_from([0.0, 0.5, 1.0]))
+def test_nothing_is_lacking_exactly_where_there_is_room(
+    nodes: list[Node], workers: int, cpus: float, gpus: float
+) -> None:
+    lacking = lacking_room([], workers, nodes, WorkerResources(cpus, gpus, 1))
+    assert (lacking is None) == (room(nodes, cpus, gpus) >= workers)

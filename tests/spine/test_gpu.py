@@ -10,9 +10,11 @@ import torch.distributed as dist
 from metamixer_ray.checkpoint import Progress
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.data import load_splits, train_batches
+from metamixer_ray.distill import Control
 from metamixer_ray.mesh import build_mesh
 from metamixer_ray.meters import Meters
-from metamixer_ray.worker import learn, set_up, train_epoch
+from metamixer_ray.peer import set_up
+from metamixer_ray.worker import learn, train_epoch
 from tests.spine.training import FolderSession
 
 Make = Callable[..., TrainConfig]
@@ -38,7 +40,7 @@ def test_a_step_never_waits_for_the_device(small: Make, alone: torch.device) -> 
         # The first steps choose kernels, allocate, and agree on shapes.
         torch.cuda.set_sync_debug_mode("error" if number >= 3 else "default")
         try:
-            learn(peer, batch, 0, meters, step=number, wish_checkpoint=False)
+            learn(peer, batch, 0, meters, Control(step=number))
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert meters.sums()["loss/count"] == number + 1 > 3

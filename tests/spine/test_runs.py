@@ -41,7 +41,7 @@ def test_a_new_run_writes_what_it_takes_to_repeat_it(storage: Path) -> None:
     run = made(config)
     assert (run.name, run.folder.local) == ("one", storage / "one")
     repeated = flatten(read_yaml(storage / "one" / "config.yaml"))
-    assert repeated == flatten(config) | {"name": None, "resume": False}
+    assert repeated == flatten(config) | {"name": None, "resume": False, "resume_or_start": False}
     assert len(run.key) >= 16
     assert made(wanted(storage, name="two")).key != run.key
 
@@ -65,6 +65,22 @@ def test_a_name_that_is_not_there_cannot_be_resumed(storage: Path) -> None:
     with pytest.raises(ConfigError, match="there is no run 'one'"):
         made(wanted(storage, name="one", resume=True))
     assert not (storage / "one").exists()
+
+
+def test_a_command_that_is_repeated_starts_a_run_and_then_goes_on_with_it(storage: Path) -> None:
+    first = made(wanted(storage, name="one", resume_or_start=True))
+    again = made(wanted(storage, name="one", resume_or_start=True))
+    assert (first.new, again.new) == (True, False)
+    assert again.key == first.key
+    with pytest.raises(ConfigError, match="seed is 5 but run 'one' has 0"):
+        made(wanted(storage, name="one", resume_or_start=True, seed=5))
+
+
+def test_without_a_name_it_goes_on_with_what_is_unfinished(storage: Path) -> None:
+    first = made(wanted(storage, resume_or_start=True))
+    assert made(wanted(storage, resume_or_start=True)).key == first.key
+    first.folder.write_json(SUMMARY, {})
+    assert made(wanted(storage, resume_or_start=True)).new
 
 
 def test_other_settings_are_named(storage: Path) -> None:

@@ -30,8 +30,16 @@ class Stopped(Exception):
 class FolderSession:
     """A session over a local folder: checkpoints are its sub-folders, reports the lines of ``rank<n>.jsonl``."""
 
-    def __init__(self, folder: Path, *, start: str | None = None, stop_after: str | None = None) -> None:
-        self.folder, self.start, self.stop_after = folder, start, stop_after
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        start: str | None = None,
+        stop_after: str | None = None,
+        told_at: tuple[int, int] | None = None,
+    ) -> None:
+        self.folder, self.start, self.stop_after, self.told_at = folder, start, stop_after, told_at
+        self.at = (0, 0)
         folder.mkdir(parents=True, exist_ok=True)
 
     def start_from(self) -> Path | None:
@@ -40,6 +48,11 @@ class FolderSession:
     def stepped(self, epoch: int, step: int, steps: int) -> None:
         with (self.folder / f"rank{dist.get_rank()}.steps").open("a") as file:
             file.write(f"{epoch} {step} {steps}\n")
+        self.at = (epoch, step)
+
+    def told_to_stop(self) -> bool:
+        # As on a cluster, where one rank is told and the others hear it from that one.
+        return dist.get_rank() == 0 and self.told_at is not None and self.at >= self.told_at
 
     def report(self, metrics: dict[str, Any], write: WriteCheckpoint | None, name: str | None) -> None:
         with (self.folder / f"rank{dist.get_rank()}.jsonl").open("a") as file:
@@ -95,8 +108,13 @@ def learn_together(
     stop_after: str | None = None,
     seating: list[int] | None = None,
     witnessed: bool = True,
+    told_at: tuple[int, int] | None = None,
 ) -> Outcome:
-    """The job of one rank: train its peer in ``folder``. Unwitnessed, it tells of no targets and logits."""
+    """The job of one rank: train its peer in ``folder``. Unwitnessed, it tells of no targets and logits.
+
+    Args:
+        told_at: epoch and step (from 1) after which the first rank is told to stop.
+    """
     networks.SEEN.clear()
     mesh: PeerMesh = build_mesh(
         len(config.peers), config.placement.replicas, torch.device("cpu"), seating or list(range(config.workers))
@@ -105,7 +123,7 @@ def learn_together(
     witness = Witness()
     with witness if witnessed else nullcontext():
         try:
-            session = FolderSession(folder, start=start, stop_after=stop_after)
+            session = FolderSession(folder, start=start, stop_after=stop_after, told_at=told_at)
             train_peer(config, mesh, torch.device("cpu"), session)
         except Stopped:
             ended = "stopped"

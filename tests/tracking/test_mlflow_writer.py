@@ -101,6 +101,21 @@ def test_a_child_run_lies_under_its_parent(store: tuple[str, str]) -> None:
     assert client.get_run(child.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
 
 
+def test_a_status_is_shown_at_once_and_rows_are_taken_after_it(store: tuple[str, str]) -> None:
+    uri, artifacts = store
+    client = MlflowClient(uri)
+    writer = MlflowWriter(uri, "marked", "r", artifact_location=artifacts)
+    assert writer.wait(60)
+    writer.mark("KILLED")
+    assert writer.wait(60)
+    assert client.get_run(writer.run_id).info.status == "KILLED"
+    writer.offer(ROWS)
+    assert writer.finish("KILLED")
+    run = client.get_run(writer.run_id)
+    assert (run.info.status, run.info.end_time is None) == ("KILLED", False)
+    assert steps(client, writer.run_id) == [1, 2, 3, 4, 5, 6]
+
+
 def test_many_rows_exceed_one_request_and_arrive_once(store: tuple[str, str]) -> None:
     uri, artifacts = store
     rows = make_rows(8, 30)

@@ -1,3 +1,4 @@
+import json
 import math
 import subprocess
 from pathlib import Path
@@ -15,7 +16,7 @@ from metamixer_ray.tracking.naming import (
     run_place,
     ui_command,
 )
-from metamixer_ray.tracking.provenance import environment_tags, git_commit, repeat_command
+from metamixer_ray.tracking.provenance import environment_tags, git_commit, ray_job, repeat_command, source_tags
 from tests.tracking.examples import make_rows
 
 
@@ -120,3 +121,20 @@ def test_where_the_run_is() -> None:
     assert run_place("sqlite:////x/mlflow.db", "e", "r", ("1", "abc")) == "experiment e, run r"
     assert ui_command("sqlite:////x y/mlflow.db") == "mlflow ui --backend-store-uri 'sqlite:////x y/mlflow.db'"
     assert ui_command("http://h:5000") is None
+
+
+@pytest.mark.parametrize("told", [None, "", "{", "[]", '{"metadata": null}', '{"metadata": {}}'])
+def test_outside_a_job_a_run_is_local(told: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    if told is not None:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", told)
+    assert ray_job() is None
+    tags = source_tags("python -m metamixer_ray.train")
+    assert (tags["mlflow.source.type"], "ray_job" in tags) == ("LOCAL", False)
+
+
+def test_the_job_of_a_run_is_a_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = json.dumps({"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_1", "job_name": "x"}})
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", told)
+    tags = source_tags("python -m metamixer_ray.train --epochs 3")
+    assert (tags["mlflow.source.type"], tags["ray_job"]) == ("JOB", "raysubmit_1")
