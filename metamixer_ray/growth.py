@@ -105,9 +105,10 @@ def at_most(nodes: Sequence[Node], growth: Growth) -> list[Node]:
     others = list(nodes)
     up: list[Node] = []
     coming: list[Node] = []
-    for kind in growth.types:
+    # Those with labels first: others would take any node of their size.
+    for kind in sorted(growth.types, key=lambda kind: -len(kind.node.labels)):
         for _ in range(kind.most):
-            alike = next((node for node in others if (node.cpus, node.gpus) == (kind.node.cpus, kind.node.gpus)), None)
+            alike = next((node for node in others if _is_of(node, kind.node)), None)
             if alike is None:
                 coming.append(kind.node)
             else:
@@ -117,6 +118,11 @@ def at_most(nodes: Sequence[Node], growth: Growth) -> list[Node]:
         coming.sort(key=lambda node: (-node.gpus, -node.cpus))
         coming = coming[: max(0, growth.most - len(up))]
     return others + up + coming
+
+
+def _is_of(node: Node, kind: Node) -> bool:
+    """Whether a node that is up may be one of a kind: as large, and with its labels (Ray adds others)."""
+    return (node.cpus, node.gpus) == (kind.cpus, kind.gpus) and kind.labels.items() <= node.labels.items()
 
 
 def _node(resources: Mapping[str, Any], labels: Mapping[str, str] | None = None) -> Node:

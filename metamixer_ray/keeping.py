@@ -23,7 +23,7 @@ from metamixer_ray.runs import CONFIG, SUMMARY, TRACKED, Run
 from metamixer_ray.tracking import Console, MlflowWriter, Places, RunSummary, run_description
 from metamixer_ray.tracking.figures import figure_png
 from metamixer_ray.tracking.models import ModelExportError, export_network
-from metamixer_ray.tracking.naming import model_name, run_place, ui_command
+from metamixer_ray.tracking.naming import is_server, model_name, run_place, ui_command
 from metamixer_ray.tracking.provenance import environment_tags, source_tags
 
 FINISH_SECONDS = 60.0
@@ -44,8 +44,19 @@ class TrackingPlan:
     artifact_location: str | None = None
     parent_run_id: str | None = None
 
-    def writer(self, warn: Callable[[str], None] | None = None) -> MlflowWriter:
-        """A writer of this run; where the run is there already, it goes on with it."""
+    def writer(
+        self, warn: Callable[[str], None] | None = None, note: Callable[[str], None] | None = None
+    ) -> MlflowWriter:
+        """A writer of this run; where the run is there already, it goes on with it.
+
+        Args:
+            note: gets a line with the run's address as soon as a server has given it one.
+        """
+
+        def reached(experiment_id: str | None, run_id: str | None) -> None:
+            if note is not None and is_server(self.uri):
+                note(f"{'MLflow':<9} {self.place(experiment_id, run_id)}")
+
         return MlflowWriter(
             tracking_uri=self.uri,
             experiment=self.experiment,
@@ -56,7 +67,12 @@ class TrackingPlan:
             artifact_location=self.artifact_location,
             parent_run_id=self.parent_run_id,
             warn=warn,
+            reached=reached,
         )
+
+    def place(self, experiment_id: str | None, run_id: str | None) -> str:
+        """Where a person finds the run; the ids are None where the store was never reached."""
+        return run_place(self.uri, self.experiment, self.run_name, (experiment_id, run_id))
 
 
 def tracking_store(config: TrainConfig) -> tuple[str, str | None]:
@@ -148,7 +164,7 @@ class Keeper:
     def writer(self) -> MlflowWriter:
         """The run's one writer; it is opened when it is first asked for."""
         if self._writer is None:
-            self._writer = self._tracking.writer(self._console.warn)
+            self._writer = self._tracking.writer(self._console.warn, self._console.note)
         return self._writer
 
     def run_id(self) -> str | None:
@@ -247,10 +263,9 @@ class Keeper:
     def _places(self) -> Places:
         folder, tracking = self._run.folder, self._tracking
         run_id = self.run_id()
-        ids = (self.writer().experiment_id, run_id)
         return Places(
             run_folder=str(folder),
             figures=f"{folder}/figures",
-            tracking=run_place(tracking.uri, tracking.experiment, tracking.run_name, ids),
+            tracking=tracking.place(self.writer().experiment_id, run_id),
             ui_command=ui_command(tracking.uri),
         )

@@ -18,7 +18,7 @@ from metamixer_ray.sweeps.plans import plan_trials
 from metamixer_ray.sweeps.stages import Stages
 from metamixer_ray.tracking import MlflowWriter
 from metamixer_ray.tracking.board import Board
-from metamixer_ray.tracking.naming import run_place, ui_command
+from metamixer_ray.tracking.naming import ui_command
 
 REACH_SECONDS = 10.0
 FINISH_SECONDS = 60.0
@@ -42,8 +42,10 @@ class Underway:
     def places(self) -> list[str]:
         """Where a person finds all this in MLflow."""
         plan = self.parent
-        place = run_place(plan.uri, plan.experiment, plan.run_name, (self.writer.experiment_id, self.writer.run_id))
-        lines = (("MLflow", place), ("open it", ui_command(plan.uri)))
+        lines = (
+            ("MLflow", plan.place(self.writer.experiment_id, self.writer.run_id)),
+            ("open it", ui_command(plan.uri)),
+        )
         return [f"{name:<9} {text}" for name, text in lines if text]
 
 
@@ -71,7 +73,7 @@ def underway(
     Raises:
         Stopped: by Ctrl-C or SIGTERM; the person is told how to go on.
     """
-    writer = parent.writer(board.warn)
+    writer = parent.writer(board.warn, board.say)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         with stoppable():

@@ -42,6 +42,7 @@ class MlflowWriter:
         key: a name that only this training has, such as an identifier kept in its run folder. Finds the run
             again when its id was lost together with the process.
         warn: receives the one warning, and the one at the end if something could not be sent.
+        reached: called once the run is there, with the ids of its experiment and its own.
         pauses: shortest and longest pause between tries, in seconds.
     """
 
@@ -58,6 +59,7 @@ class MlflowWriter:
         artifact_location: str | None = None,
         key: str | None = None,
         warn: Callable[[str], None] | None = None,
+        reached: Callable[[str | None, str | None], None] | None = None,
         pauses: tuple[float, float] = (2.0, 60.0),
     ) -> None:
         self.tracking_uri = tracking_uri
@@ -75,6 +77,7 @@ class MlflowWriter:
         self._parameters = dict(parameters or {})
         self._start_tags = dict(tags or {})
         self._warn = warn or _logger.warning
+        self._reached = reached
         self._pauses = pauses
 
         self._changed = threading.Condition()  # guards all below
@@ -249,6 +252,9 @@ class MlflowWriter:
     def _flush(self) -> None:
         if not self._opened:
             recorded = self._run.open(self._parameters, self._start_tags)
+            if self._reached is not None:
+                self._reached(self.experiment_id, self.run_id)
+                self._reached = None
         else:
             recorded = self._sent if self._in_step else self._run.epochs()
         with self._changed:

@@ -95,6 +95,11 @@ def model_name(name: str) -> str:
     return re.sub(r"[/:.%\"']", "_", name)
 
 
+def is_server(tracking_uri: str) -> bool:
+    """Whether the store is an MLflow server, which has pages to look at."""
+    return tracking_uri.startswith(("http://", "https://"))
+
+
 def run_place(tracking_uri: str, experiment: str, run_name: str, ids: tuple[str | None, str | None]) -> str:
     """Where a person finds the run: a link where the store is a server, else the names of experiment and run.
 
@@ -103,7 +108,7 @@ def run_place(tracking_uri: str, experiment: str, run_name: str, ids: tuple[str 
         experiment, run_name: names.
         ids: the experiment's and the run's, as far as they are known.
     """
-    if tracking_uri.startswith(("http://", "https://")) and None not in ids:
+    if is_server(tracking_uri) and None not in ids:
         return f"{masked(tracking_uri).rstrip('/')}/#/experiments/{ids[0]}/runs/{ids[1]}"
     return f"experiment {experiment}, run {run_name}"
 

@@ -88,3 +88,11 @@ def test_a_node_counts_once_whether_it_is_up_or_not(up: list[Node], types: list[
         there = sum((node.cpus, node.gpus) == size for node in up)
         may_be = sum(kind.most for kind in types if (kind.node.cpus, kind.node.gpus) == size)
         assert sum((node.cpus, node.gpus) == size for node in most) == max(there, may_be)
+
+
+def test_a_node_that_is_up_is_one_of_the_kind_whose_labels_it_has() -> None:
+    plain, t4, l4 = (Node(cpus=4, gpus=1, labels=labels) for labels in ({}, {"type": "T4"}, {"type": "L4"}))
+    up = Node(cpus=4, gpus=1, labels={"type": "T4", "ray.io/node-id": "1"})
+    most = at_most([up], Growth((NodeType(1, plain), NodeType(2, l4), NodeType(2, t4))))
+    types = sorted(node.labels.get("type", "") for node in most)
+    assert types == ["", "L4", "L4", "T4", "T4"]

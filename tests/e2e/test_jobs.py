@@ -1,0 +1,123 @@
+"""``ray job submit`` from a source tree to a head with token authentication; an MLflow server keeps the runs."""
+
+import json
+import re
+import shutil
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.e2e import tiny
+from tests.e2e.jobs import Head, head_with_token
+from tests.e2e.waiting import wait_for
+from tests.tracking.server import Server
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+ROOT = Path(__file__).parents[2]
+EPOCHS = 30
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with head_with_token() as head:
+        yield head
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """What a clone has of the program, and nothing that was installed."""
+    tree = tmp_path / "tree"
+    for name in ("metamixer_ray", "tune_spaces"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return tree
+
+
+def submission(server: Server, tmp_path: Path, *words: str, name: str) -> list[str]:
+    """The words of ``ray job submit``, where the job's environment names the server and a home folder."""
+    variables = {"MLFLOW_TRACKING_URI": server.uri, "METAMIXER_HOME": str(tmp_path / "home")}
+    environment = json.dumps({"env_vars": variables})
+    return ["submit", f"--submission-id={name}", "--working-dir=.", "--runtime-env-json", environment, *words]
+
+
+def training(**settings: object) -> list[str]:
+    words = tiny.flags(Path("unused"), **settings)
+    # Store and storage are what the job's environment says.
+    for option in ("--tracking-uri", "--storage"):
+        at = words.index(option)
+        del words[at : at + 2]
+    return ["--", sys.executable, "-m", "metamixer_ray.train", *words]
+
+
+def test_a_submission_that_is_stopped_goes_on_when_it_is_submitted_again(
+    head: Head, server: Server, tree: Path, tmp_path: Path
+) -> None:
+    words = training(name="submitted", epochs=EPOCHS, resume_or_start=True)
+    run = tmp_path / "home" / "runs" / "submitted"
+    first = head.job(*submission(server, tmp_path, "--no-wait", name="first"), *words, cwd=tree)
+    assert first.returncode == 0, first.stderr
+    assert wait_for(lambda: tiny.recorded(run) >= 2)
+    assert head.job("stop", "first", cwd=tree).returncode == 0
+    log = head.job("logs", "first", cwd=tree).stdout
+    assert "stopped by SIGTERM; the same command with --name submitted --resume goes on" in log
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x1b]", log.partition("submitted\n")[2])
+    done = tiny.recorded(run)
+    assert 2 <= done < EPOCHS
+    assert max(path.name for path in run.glob("checkpoint-*")) >= f"checkpoint-epoch{done:04d}"
+    client = MlflowClient(server.uri)
+    (tracked,) = client.search_runs([client.get_experiment_by_name("metamixer_ray").experiment_id])
+    assert (tracked.info.status, tracked.data.tags["ray_job"]) == ("KILLED", "first")
+    # Its address was in the log before it ended, and leads to it.
+    address = re.search(rf"{server.uri}/#/experiments/(\d+)/runs/(\w+)", log)
+    assert address is not None
+    assert address.group(2) == tracked.info.run_id
+
+    again = head.job(*submission(server, tmp_path, name="second"), *words, cwd=tree)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert [row["epoch"] for row in tiny.rows(run)] == list(range(1, EPOCHS + 1))
+    assert (run / "summary.json").exists()
+    told = json.loads(_asked(f"{server.uri}/api/2.0/mlflow/runs/get?run_id={tracked.info.run_id}"))["run"]
+    tags = {tag["key"]: tag["value"] for tag in told["data"]["tags"]}
+    assert (told["info"]["status"], tags["ray_job"], tags["mlflow.source.type"]) == ("FINISHED", "second", "JOB")
+    assert [metric.step for metric in client.get_metric_history(tracked.info.run_id, "epoch")] == [
+        *range(1, EPOCHS + 1)
+    ]
+
+
+def test_a_job_that_fails_says_why_in_its_last_line_and_by_its_status(
+    head: Head, server: Server, tree: Path, tmp_path: Path
+) -> None:
+    words = training(name="failing", peers=["resnet8", "resnet33"])
+    failed = head.job(*submission(server, tmp_path, name="failing"), *words, cwd=tree)
+    assert failed.returncode != 0
+    *_, last = head.job("logs", "failing", cwd=tree).stdout.strip().splitlines()
+    assert re.match(r"error: .*resnet33", last)
+
+
+def test_without_the_token_nobody_gets_in(head: Head, server: Server, tree: Path, tmp_path: Path) -> None:
+    words = training(name="stranger")
+    for token in ("", "0" * 64):
+        refused = head.job(
+            *submission(server, tmp_path, name="stranger"), *words, cwd=tree, RAY_AUTH_TOKEN=token, HOME=str(tmp_path)
+        )
+        assert refused.returncode != 0
+        assert "token" in (refused.stdout + refused.stderr).lower()
+    assert "stranger" not in head.job("list", cwd=tree).stdout
+    assert not (tmp_path / "home").exists()
+
+
+def _asked(address: str) -> bytes:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=60) as answer:
+        content: bytes = answer.read()
+    return content
