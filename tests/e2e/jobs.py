@@ -56,7 +56,8 @@ def head_with_token() -> Iterator[Head]:
     }
     # Ray's sockets lie in it, and their paths may not be long.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch:
-        ports = {name: free_port() for name in ("port", "dashboard-port", "dashboard-agent-listen-port")}
+        names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
+        ports = {name: free_port() for name in names}
         words = [f"--{name}={port}" for name, port in ports.items()]
         process = subprocess.Popen(
             [
