@@ -19,6 +19,28 @@ from tests.tracking.server import Server
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 EPOCHS = 30
+# A network of the submitter's own. It takes its time, so that the training isn't over before somebody can stop it.
+MINE = """
+import time
+
+from torch import nn
+
+
+class Slow(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+
+    def forward(self, images):
+        if self.training:
+            time.sleep(0.1)
+        return self.head(self.body(images))
+
+
+def network(*, classes, image_size):
+    return Slow(classes)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +63,7 @@ def tree(tmp_path: Path) -> Path:
     tree = tmp_path / "tree"
     for name in ("metamixer_ray", "tune_spaces"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tree / "mine.py").write_text(MINE)
     return tree
 
 
@@ -63,7 +86,8 @@ def training(**settings: object) -> list[str]:
 def test_a_submission_that_is_stopped_goes_on_when_it_is_submitted_again(
     head: Head, server: Server, tree: Path, tmp_path: Path
 ) -> None:
-    words = training(name="submitted", epochs=EPOCHS, resume_or_start=True)
+    peers = ["mine:network", "resnet8"]
+    words = training(name="submitted", peers=peers, image_size=16, epochs=EPOCHS, resume_or_start=True)
     run = tmp_path / "home" / "runs" / "submitted"
     first = head.job(*submission(server, tmp_path, "--no-wait", name="first"), *words, cwd=tree)
     assert first.returncode == 0, first.stderr
