@@ -107,13 +107,13 @@ def check_labels(
     """
     for peer, labels in enumerate(wanted):
         alike = sum(1 for other in wanted if other == labels) * replicas
-        fitting = [node for node in nodes if labels.items() <= node.labels.items()]
+        fitting = _having(nodes, labels)
         if room(fitting, resources.cpus, resources.gpus) < alike:
             have = sorted({f"{k}={v}" for node in nodes for k, v in node.labels.items() if k != "ray.io/node-id"})
-            text = ",".join(f"{k}={v}" for k, v in labels.items())
             raise ConfigError(
-                f"--peer-labels {text}: the nodes with these labels ({len(fitting)}) can't hold peer {peer} and those "
-                f"like it, {alike} workers with {resources}; there are nodes with: {', '.join(have) or 'no labels'}"
+                f"--peer-labels {_text(labels)}: the nodes with these labels ({len(fitting)}) can't hold peer {peer} "
+                f"and those like it, {alike} workers with {resources}; "
+                f"there are nodes with: {', '.join(have) or 'no labels'}"
             )
 
 
@@ -130,13 +130,21 @@ def lacking_room(
     lacking = []
     for labels in {tuple(sorted(labels.items())): labels for labels in wanted if labels}.values():
         need = sum(other == labels for other in wanted) * workers // len(wanted)
-        fitting = [node for node in free if labels.items() <= node.labels.items()]
-        if (missing := need - room(fitting, resources.cpus, resources.gpus)) > 0:
-            where = ",".join(f"{key}={value}" for key, value in labels.items())
-            lacking.append(f"room for {missing} of {need} workers with {each} each on nodes with {where}")
+        if (missing := need - room(_having(free, labels), resources.cpus, resources.gpus)) > 0:
+            lacking.append(f"room for {missing} of {need} workers with {each} each on nodes with {_text(labels)}")
     if not lacking and (missing := workers - room(free, resources.cpus, resources.gpus)) > 0:
         lacking.append(f"room for {missing} of {workers} workers with {each} each")
     return "; ".join(lacking) or None
+
+
+def _having(nodes: Sequence[Node], labels: Mapping[str, str]) -> list[Node]:
+    """The nodes that have all these labels."""
+    return [node for node in nodes if labels.items() <= node.labels.items()]
+
+
+def _text(labels: Mapping[str, str]) -> str:
+    """Labels as ``--peer-labels`` takes them."""
+    return ",".join(f"{key}={value}" for key, value in labels.items())
 
 
 def _largest_gpu_share(nodes: Sequence[Node], workers: int) -> float:

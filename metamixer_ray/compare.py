@@ -57,7 +57,7 @@ def compare(config: CompareConfig, board: Board | None = None) -> dict[str, Any]
     for method in methods:
         chosen = with_settings(training, method.settings)
         build_peers(chosen, classes=len(splits.classes), image_size=splits.train.image_size)
-        batch_order(chosen, part)
+        batch_order(chosen, part_of(chosen, splits, peer=0))
     protocol = facts_of(config)
     sweep = open_sweep(COMPARISON, training, protocol, "-".join(training.peers))
     connect(training.placement, verbose=training.run.verbose)

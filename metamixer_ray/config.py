@@ -8,7 +8,7 @@ import difflib
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -185,6 +185,11 @@ class TrainConfig:
         if self.run.name is not None and (not self.run.name.strip(".") or set(self.run.name) & set("/\\\0")):
             raise ConfigError(f"--name {self.run.name!r} can't name a folder; use letters, digits, '-' and '_'")
         self.optimisation.check(len(self.peers))
+
+
+def afresh(config: TrainConfig) -> TrainConfig:
+    """What it takes to repeat a training: whether it was a resume, and under which name, is not part of it."""
+    return replace(config, run=replace(config.run, name=None, resume=False, resume_or_start=False))
 
 
 def flag(name: str) -> str:

@@ -131,14 +131,7 @@ def fit(
                 aside(train)
             except KeyboardInterrupt:
                 writer.mark("KILLED")
-                ticker.ask_to_stop()
-                console.note("stopping with a checkpoint; once more ends it at once")
-                try:
-                    over.wait(CHECKPOINT_SECONDS)
-                finally:
-                    # A notebook lives on, and nothing of the training should.
-                    live.with_name("stop").touch()
-                    over.wait(STOP_SECONDS)
+                end(ticker, live, over, console)
                 raise
             except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
                 raise _told(error, folder) from error
@@ -153,6 +146,18 @@ def fit(
             f"the same command with --name {folder.name} --resume goes on"
         )
     return rows
+
+
+def end(ticker: Ticker, live: Path, over: threading.Event, console: Listener) -> None:
+    """End a training that is under way, with a checkpoint where there is something to keep, and wait until ``over``."""
+    try:
+        if ticker.ask_to_stop():
+            console.note("stopping with a checkpoint; once more ends it at once")
+            over.wait(CHECKPOINT_SECONDS)
+    finally:
+        # A notebook lives on, and nothing of the training should.
+        live.with_name("stop").touch()
+        over.wait(STOP_SECONDS)
 
 
 def _told(error: Exception, folder: RunFolder) -> Exception:

@@ -59,7 +59,7 @@ def seats(selectors: Sequence[Labels] | None, peers: int, replicas: int, hosts: 
     world = peers * replicas
     wanted = selectors or [{}] * peers
     fits = np.array([[labels.items() <= host.labels.items() for host in hosts] for labels in wanted], dtype=bool)
-    if (lost := unseated(np.repeat(fits, replicas, axis=0))) is not None:
+    if (lost := _unseated(np.repeat(fits, replicas, axis=0))) is not None:
         peer = lost // replicas
         raise ConfigError(f"--peer-labels: no worker is left on a node with {dict(wanted[peer])} for peer {peer}")
     # Picky peers first, so that plain ones keep the order of the ranks.
@@ -70,7 +70,7 @@ def seats(selectors: Sequence[Labels] | None, peers: int, replicas: int, hosts: 
         others = [other for other in order if other not in taken and other != peer]
         for ranks in _together(free, hosts, fits[peer], replicas):
             left = [rank for rank in free if rank not in ranks]
-            if unseated(np.repeat(fits[np.ix_(others, left)], replicas, axis=0)) is None:
+            if _unseated(np.repeat(fits[np.ix_(others, left)], replicas, axis=0)) is None:
                 taken[peer], free = ranks, left
                 break
     apart = [peer for peer in order if peer not in taken]
@@ -81,7 +81,7 @@ def seats(selectors: Sequence[Labels] | None, peers: int, replicas: int, hosts: 
     return [rank for peer in range(peers) for rank in sorted(taken[peer])]
 
 
-def unseated(fits: np.ndarray) -> int | None:
+def _unseated(fits: np.ndarray) -> int | None:
     """The first seat that finds no rank when as many as possible do; None when all do.
 
     Args:

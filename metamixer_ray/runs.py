@@ -4,12 +4,12 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from metamixer_ray.config import TrainConfig, from_settings, home, identity, to_yaml
+from metamixer_ray.config import TrainConfig, afresh, from_settings, home, identity, to_yaml
 from metamixer_ray.data import Splits
 from metamixer_ray.errors import ConfigError, UserError
 from metamixer_ray.folder import RunFolder
@@ -131,10 +131,7 @@ def write_run(folder: RunFolder, config: TrainConfig, facts: Mapping[str, Any]) 
     """
     folder.create()
     folder.write_json(RUN, {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts})
-    # What it takes to repeat the run; whether that was a resume, and under which name, is not part of it.
-    folder.write(
-        CONFIG, to_yaml(replace(config, run=replace(config.run, resume=False, resume_or_start=False, name=None)))
-    )
+    folder.write(CONFIG, to_yaml(afresh(config)))
 
 
 def _new(config: TrainConfig, storage: RunFolder) -> Run:

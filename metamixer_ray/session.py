@@ -94,9 +94,10 @@ def ray_worker(settings: Mapping[str, Any]) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     wanted = selectors(config.placement.peer_labels)
-    here = ray.get_runtime_context()
     hosts = [Host("")] * dist.get_world_size()
-    dist.all_gather_object(hosts, Host(here.get_node_id(), dict(here.get_node_labels())))
+    if any(wanted) or config.placement.replicas > 1:
+        here = ray.get_runtime_context()
+        dist.all_gather_object(hosts, Host(here.get_node_id(), dict(here.get_node_labels())))
     seating = seats(wanted, len(config.peers), config.placement.replicas, hosts)
     mesh = build_mesh(len(config.peers), config.placement.replicas, device, seating)
     session = RaySession(RunFolder(settings["folder"]), settings["start"], Ticker(settings["key"]))

@@ -51,9 +51,10 @@ class Ticker:
         epoch, step, steps = json.loads(content)
         return epoch, step, steps
 
-    def ask_to_stop(self) -> None:
-        """Ask the workers to write a checkpoint and to end."""
+    def ask_to_stop(self) -> bool:
+        """Ask the workers to write a checkpoint and to end; whether they take steps, between which they hear it."""
         internal_kv._internal_kv_put(self._stop, b"1", overwrite=True, namespace=_NAMESPACE)
+        return bool(internal_kv._internal_kv_exists(self._key, namespace=_NAMESPACE))
 
     def forget(self) -> None:
         """Take the notes away."""

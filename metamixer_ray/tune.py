@@ -14,7 +14,7 @@ import yaml
 
 from metamixer_ray.capacity import WorkerResources
 from metamixer_ray.cli import STARTING_POINTS, run_command, take_starting_point
-from metamixer_ray.config import TrainConfig, from_settings, nest, plain_settings, to_yaml, with_settings
+from metamixer_ray.config import TrainConfig, afresh, from_settings, nest, plain_settings, to_yaml, with_settings
 from metamixer_ray.data import load_splits
 from metamixer_ray.distill import needs_validation
 from metamixer_ray.errors import ConfigError, TrainingFailed, UserError
@@ -147,7 +147,7 @@ def draw(config: SweepConfig, running: Underway, search: Ledger, board: Board) -
 def best_config(training: TrainConfig, best: Trial) -> TrainConfig:
     """What ``train --config`` takes to train with the best settings and test them, see :func:`for_testing`."""
     (chosen,) = for_testing(training, [best.settings])
-    return replace(chosen, run=replace(chosen.run, name=None, resume=False, resume_or_start=False))
+    return afresh(chosen)
 
 
 def for_testing(training: TrainConfig, chosen: Sequence[Settings]) -> list[TrainConfig]:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from metamixer_ray.tracking.naming import masked
 
-# Ray's own name for it.
-RAY_JOB_CONFIG_JSON_ENV_VAR = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+# In which Ray tells a job's driver about the job.
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _PACKAGES = ("metamixer-ray", "torch", "torchvision", "ray", "mlflow", "numpy", "pyarrow")
 
 
@@ -50,7 +50,7 @@ def source_tags(command: str) -> dict[str, str]:
 def ray_job() -> str | None:
     """The submission id of the Ray job that this process belongs to, as ``ray job logs`` takes it; None outside one."""
     try:
-        metadata = json.loads(os.environ[RAY_JOB_CONFIG_JSON_ENV_VAR])["metadata"]
+        metadata = json.loads(os.environ[_JOB_VARIABLE])["metadata"]
         return str(metadata["job_submission_id"])
     except (KeyError, TypeError, ValueError):
         return None

@@ -42,6 +42,9 @@ class Silent:
     def stepped(self, epoch: int, step: int, steps: int) -> None:
         pass
 
+    def told_to_stop(self) -> bool:
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class Block:

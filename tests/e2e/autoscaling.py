@@ -18,6 +18,7 @@ from ray._raylet import GcsClientOptions
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from tests.e2e.waiting import wait_for
+from tests.ports import free_port
 
 _HEAD = "ray.head.default"
 # Where a token lies in the home folder, `ray start` would ask everybody for it. The rest is what launchers set.
@@ -60,9 +61,7 @@ def autoscaled_cluster(cpus: int, most_nodes: int) -> Iterator[AutoscaledCluster
     but needs a file that the wheel doesn't have, and stops every other Ray of this machine.
     """
     temporary = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # a socket's path is at most 107 bytes long
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     address = f"{ray.util.get_node_ip_address()}:{port}"
     worker = {"resources": {"CPU": cpus}, "node_config": {}, "min_workers": 0, "max_workers": most_nodes}
     config = {

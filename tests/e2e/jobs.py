@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from tests.e2e.waiting import wait_for
+from tests.ports import free_port
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,6 @@ class Head:
             timeout=280,
             check=False,
         )
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
 
 
 @contextmanager

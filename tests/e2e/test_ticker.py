@@ -43,8 +43,10 @@ def test_a_driver_that_asks_to_stop_is_heard_by_its_own_workers_only(ray_cluster
 
     driver = Ticker("somebody")
     assert ray.get(hears.remote("somebody")) is False
-    driver.ask_to_stop()
+    assert driver.ask_to_stop()
     assert ray.get([hears.remote("somebody"), hears.remote("somebody else")]) == [True, False]
+    driver.forget()
+    assert not driver.ask_to_stop()  # nobody has taken a step since
     driver.forget()
     assert ray.get(hears.remote("somebody")) is False
     Ticker("somebody else").forget()

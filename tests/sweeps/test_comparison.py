@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
+from metamixer_ray.compare import compare
 from metamixer_ray.comparison.config import CompareConfig
 from metamixer_ray.comparison.methods import read_method, read_methods
 from metamixer_ray.comparison.outcomes import Outcome, Standing, compare_outcomes, paired_gain, read_outcome
@@ -23,6 +25,7 @@ from metamixer_ray.tracking.figures import comparison_sheet, figure_png
 from metamixer_ray.tracking.figures.comparison_sheet import MethodBar
 from metamixer_ray.tracking.naming import metric_values
 from metamixer_ray.train import alone
+from tests.e2e import tiny
 
 TRAINING = TrainConfig(peers=("resnet8", "resnet8"))
 
@@ -193,3 +196,12 @@ def test_the_figure_shows_every_method() -> None:
     assert [label.get_text() for label in left.get_yticklabels()] == ["independent", "dml", "mcl"]
     assert "95%" in right.get_xlabel()
     assert Image.open(io.BytesIO(figure_png(figure))).width > 1000
+
+
+def test_a_method_that_would_never_exchange_on_its_own_part_of_the_images_is_refused_first(tmp_path: Path) -> None:
+    # Nine steps of all images have a sixth one; the steps of half of them have not.
+    training = tiny.config(tmp_path, epochs=3, stale_steps=6, statistics="none")
+    methods = ("codistillation", "codistillation+disjoint_data=true")
+    with pytest.raises(ConfigError, match=r"--stale-steps 6: in the [3-6] steps of this training"):
+        compare(CompareConfig(methods=methods, seeds=1, training=training))
+    assert not (tmp_path / "runs").exists()
