@@ -21,6 +21,7 @@ from metamixer_ray.errors import TrainingFailed
 from metamixer_ray.placement import connect
 from metamixer_ray.preparation import batch_order, build_peers, part_of
 from metamixer_ray.runs import journal_of
+from metamixer_ray.sharing import check_shared
 from metamixer_ray.sweeps.engine import trial_resources
 from metamixer_ray.sweeps.ledger import Ledger
 from metamixer_ray.sweeps.opening import COMPARISON, SUMMARY, TRIALS, Sweep, create_sweep, facts_of, open_sweep
@@ -61,6 +62,7 @@ def compare(config: CompareConfig, board: Board | None = None) -> dict[str, Any]
     protocol = facts_of(config)
     sweep = open_sweep(COMPARISON, training, protocol, "-".join(training.peers))
     connect(training.placement, verbose=training.run.verbose)
+    check_shared(training)
     resources = trial_resources(training)
     create_sweep(sweep, protocol)
     ledger = Ledger(sweep.folder.inside(TRIALS))

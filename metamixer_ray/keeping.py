@@ -1,6 +1,7 @@
 """What stays of a training: its summary, figures and models, in the run folder and in MLflow."""
 
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from metamixer_ray.runs import CONFIG, SUMMARY, TRACKED, Run
 from metamixer_ray.tracking import Console, MlflowWriter, Places, RunSummary, run_description
 from metamixer_ray.tracking.figures import figure_png
 from metamixer_ray.tracking.models import ModelExportError, export_network
-from metamixer_ray.tracking.naming import is_server, model_name, run_place, ui_command
+from metamixer_ray.tracking.naming import is_database, is_server, masked, model_name, run_place
 from metamixer_ray.tracking.provenance import environment_tags, source_tags
 
 FINISH_SECONDS = 60.0
@@ -75,22 +76,30 @@ class TrackingPlan:
         return run_place(self.uri, self.experiment, self.run_name, (experiment_id, run_id))
 
 
-def tracking_store(config: TrainConfig) -> tuple[str, str | None]:
+def tracking_store(named: str | None) -> tuple[str, str | None]:
     """MLflow's URI, and where a new experiment keeps its artifacts (None: the server decides).
 
-    ``--tracking-uri``, else $MLFLOW_TRACKING_URI, else SQLite in the project's home.
+    What ``--tracking-uri`` has ``named``, else $MLFLOW_TRACKING_URI, else SQLite in the project's home.
     """
-    uri = config.run.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = named or os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
         return uri, None
     return f"sqlite:///{home() / 'mlflow.db'}", (home() / "mlartifacts").as_uri()
+
+
+def ui_command(uri: str) -> str | None:
+    """The shell line that opens MLflow's pages on a store without a server; None where a server shows it."""
+    if not is_database(uri):
+        return None
+    named = [] if uri == tracking_store(None)[0] else ["--tracking-uri", masked(uri)]
+    return shlex.join(["python", "-m", "metamixer_ray.ui", *named])
 
 
 def plan_tracking(
     config: TrainConfig, run: Run, announced: RunSummary, parent_run_id: str | None = None
 ) -> TrackingPlan:
     """How this run is written to MLflow."""
-    uri, artifacts = tracking_store(config)
+    uri, artifacts = tracking_store(config.run.tracking_uri)
     tags = {
         **environment_tags(),
         **source_tags(announced.command),

@@ -18,6 +18,7 @@ from metamixer_ray.tracking import Journal
 CONFIG, METRICS, SUMMARY, RUN = "config.yaml", "metrics.jsonl", "summary.json", "run.json"
 # Is there when MLflow has everything.
 TRACKED = ".tracked"
+STORAGE_VARIABLE = "METAMIXER_STORAGE"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def journal_of(folder: RunFolder) -> Journal:
 
 def storage_of(config: TrainConfig) -> RunFolder:
     """Where the run folders are: ``--storage``, $METAMIXER_STORAGE, or ``runs`` in the project's home."""
-    return RunFolder(config.run.storage or os.environ.get("METAMIXER_STORAGE") or str(home() / "runs"))
+    return RunFolder(config.run.storage or os.environ.get(STORAGE_VARIABLE) or str(home() / "runs"))
 
 
 def default_name(config: TrainConfig) -> str:

@@ -23,6 +23,7 @@ from metamixer_ray.preparation import batch_order, build_peers, part_of
 from metamixer_ray.restoring import checkpoint_identity, load_trained
 from metamixer_ray.results import summarise, tested_row
 from metamixer_ray.runs import CONFIG, SUMMARY, TRACKED, Run, create_run, journal_of, open_run
+from metamixer_ray.sharing import check_shared
 from metamixer_ray.tracking import Console, PeerSummary, RunSummary
 from metamixer_ray.tracking.provenance import repeat_command
 
@@ -60,6 +61,7 @@ def train(config: TrainConfig, console: Console | None = None, *, parent_run_id:
         return finished
 
     connect(config.placement, verbose=config.run.verbose)
+    check_shared(config)
     resources = worker_resources(config)
     if run.new:
         create_run(run, config, splits)

@@ -21,6 +21,7 @@ from metamixer_ray.errors import ConfigError, TrainingFailed, UserError
 from metamixer_ray.placement import connect
 from metamixer_ray.preparation import batch_order, build_peers, part_of
 from metamixer_ray.runs import CONFIG
+from metamixer_ray.sharing import check_shared
 from metamixer_ray.sweeps.config import DEFAULT_VALIDATION, SweepConfig
 from metamixer_ray.sweeps.engine import trial_resources
 from metamixer_ray.sweeps.findings import ranked
@@ -74,6 +75,7 @@ def tune(config: SweepConfig, board: Board | None = None) -> dict[str, Any]:
     batch_order(training, part)
     sweep = open_sweep(SWEEP, training, facts, spaces_text(config))
     connect(training.placement, verbose=training.run.verbose)
+    check_shared(training)
     resources = trial_resources(training)
     create_sweep(sweep, facts)
     board = board or Board(samples, training.epochs, nll=config.objective == "nll")

@@ -55,7 +55,7 @@ def parent_plan(
         module: whose command line it was.
         subject: what it is about, in words.
     """
-    uri, artifacts = tracking_store(training)
+    uri, artifacts = tracking_store(training.run.tracking_uri)
     command = repeat_command(module)
     return TrackingPlan(
         uri=uri,

@@ -10,7 +10,7 @@ from metamixer_ray.config import TrainConfig
 from metamixer_ray.data import Splits
 from metamixer_ray.growth import startable
 from metamixer_ray.interruption import Stopped, stoppable
-from metamixer_ray.keeping import TrackingPlan
+from metamixer_ray.keeping import TrackingPlan, ui_command
 from metamixer_ray.sweeps.config import ObjectiveName
 from metamixer_ray.sweeps.engine import Room, most_at_once
 from metamixer_ray.sweeps.opening import Sweep
@@ -18,7 +18,6 @@ from metamixer_ray.sweeps.plans import plan_trials
 from metamixer_ray.sweeps.stages import Stages
 from metamixer_ray.tracking import MlflowWriter
 from metamixer_ray.tracking.board import Board
-from metamixer_ray.tracking.naming import ui_command
 
 REACH_SECONDS = 10.0
 FINISH_SECONDS = 60.0

@@ -177,8 +177,8 @@ class MlflowRun:
             # Creating a new SQLite store logs dozens of migration steps that tell the user nothing.
             for name in ("mlflow.store.db.utils", "alembic"):
                 logging.getLogger(name).setLevel(logging.WARNING)
-            if (folder := sqlite_folder(self.identity.tracking_uri)) is not None:
-                folder.mkdir(parents=True, exist_ok=True)
+            if (file := sqlite_file(self.identity.tracking_uri)) is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
             from mlflow import MlflowClient
 
             self._client = MlflowClient(self.identity.tracking_uri)
@@ -215,10 +215,10 @@ class MlflowRun:
         from mlflow.exceptions import MlflowException
 
         name, location = self.identity.experiment, self.identity.artifact_location
-        folder = sqlite_folder(self.identity.tracking_uri)
-        if location is None and folder is not None:
+        file = sqlite_file(self.identity.tracking_uri)
+        if location is None and file is not None:
             # MLflow's own default is a folder in the working directory, which may be a throw-away one.
-            location = str(folder.absolute() / "artifacts")
+            location = str(file.absolute().parent / "artifacts")
         known = self._client.get_experiment_by_name(name)
         if known is None:
             try:
@@ -246,10 +246,10 @@ class MlflowRun:
             self.set_tags({"changed_parameters": "; ".join(changed)})
 
 
-def sqlite_folder(tracking_uri: str) -> Path | None:
-    """The folder that a SQLite store lies in; None for other stores."""
+def sqlite_file(tracking_uri: str) -> Path | None:
+    """The file that a SQLite store is; None for other stores."""
     match = re.fullmatch(r"sqlite:///([^?]+).*", tracking_uri)
-    return Path(match[1]).parent if match else None
+    return Path(match[1]) if match else None
 
 
 def _quoted(key: str) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -113,8 +112,6 @@ def run_place(tracking_uri: str, experiment: str, run_name: str, ids: tuple[str 
     return f"experiment {experiment}, run {run_name}"
 
 
-def ui_command(tracking_uri: str) -> str | None:
-    """The shell line that opens the MLflow UI on a store without a server; None where a server shows it."""
-    if re.match(r"(sqlite|postgresql|mysql|mssql)[+\w]*://", tracking_uri) is None:
-        return None
-    return f"mlflow ui --backend-store-uri {shlex.quote(masked(tracking_uri))}"
+def is_database(tracking_uri: str) -> bool:
+    """Whether the store is a database, which has no pages of its own."""
+    return re.match(r"(sqlite|postgresql|mysql|mssql)[+\w]*://", tracking_uri) is not None

@@ -12,6 +12,7 @@ from tests.e2e import tiny
 from tests.e2e.autoscaling import autoscaled_cluster
 from tests.e2e.own_parts import patience
 from tests.e2e.waiting import wait_for, workers
+from tests.tracking.server import tracking_server
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -28,15 +29,19 @@ def test_a_sweep_starts_from_no_nodes_survives_the_loss_of_one_and_leaves_none(t
     folder = tmp_path / "runs" / "scaled"
     own = ["--space", str(tmp_path / "rates.py"), "--search", "random", "--samples", "2", "--scheduler", "none"]
     own += ["--confirm-seeds", "0", *tiny.flags(tmp_path, name="scaled", epochs=EPOCHS, **tiny.PATIENT)]
-    with autoscaled_cluster(cpus=1, most_nodes=2) as cluster:
+    with tracking_server(tmp_path) as server, autoscaled_cluster(cpus=1, most_nodes=2) as cluster:
         assert wait_for(lambda: cluster.worker_nodes() == 0)
         command = [sys.executable, "-m", "metamixer_ray.tune", *own, "--address", cluster.address]
         refused = subprocess.run(command, capture_output=True, text=True, check=False)
         assert refused.returncode == 2
         assert "the cluster has 0 CPUs in all" in refused.stderr
         assert "if its autoscaler may start more nodes, say so with --grows-to" in refused.stderr
+        growing = [*command, "--grows-to", "2xCPU=1"]
+        refused = subprocess.run(growing, capture_output=True, text=True, check=False)
+        assert refused.returncode == 2
+        assert "this cluster's autoscaler may start other machines: start an MLflow server" in refused.stderr
         driver = subprocess.Popen(
-            [*command, "--grows-to", "2xCPU=1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*growing, "--tracking-uri", server.uri], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         try:
             with patience():

@@ -27,7 +27,7 @@ def test_a_log_is_calm_and_complete(ray_cluster: str, tmp_path: Path) -> None:
         "ensemble",
         "images/s",
         str(tmp_path / "runs" / "told"),
-        "mlflow ui",
+        "metamixer_ray.ui",
     ):
         assert text in done.stdout
 

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from tests.e2e import tiny
 from tests.e2e.jobs import Head, head_with_token
 from tests.e2e.waiting import wait_for
-from tests.tracking.server import Server
+from tests.tracking.server import Server, tracking_server
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
@@ -51,10 +51,8 @@ def head() -> Iterator[Head]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
-    server.start()
-    yield server
-    server.kill()
+    with tracking_server(tmp_path_factory.mktemp("server")) as server:
+        yield server
 
 
 @pytest.fixture

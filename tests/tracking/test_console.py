@@ -12,7 +12,7 @@ PLACES = Places(
     run_folder="/home/ann/metamixer_ray/runs/r",
     figures="/home/ann/metamixer_ray/runs/r/figures",
     tracking="experiment metamixer_ray, run r",
-    ui_command="mlflow ui --backend-store-uri sqlite:////home/ann/metamixer_ray/mlflow.db",
+    ui_command="python -m metamixer_ray.ui --tracking-uri sqlite:////home/ann/metamixer_ray/mlflow.db",
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from metamixer_ray.tracking.figures import learning_curves
-from metamixer_ray.tracking.mlflow_run import MlflowRun, RunIdentity, sqlite_folder
+from metamixer_ray.tracking.mlflow_run import MlflowRun, RunIdentity, sqlite_file
 from metamixer_ray.tracking.mlflow_writer import MlflowWriter
 from tests.tracking.examples import make_rows
 
@@ -201,10 +201,10 @@ def test_artifacts_lie_beside_a_sqlite_store_and_never_in_the_working_directory(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_folder_of_a_store() -> None:
-    assert sqlite_folder("sqlite:////home/ann/a%20b/mlflow.db?x=1") == Path("/home/ann/a%20b")
-    assert sqlite_folder("sqlite:///mlflow.db") == Path()
-    assert sqlite_folder("http://127.0.0.1:5000") is None
+def test_the_file_of_a_store() -> None:
+    assert sqlite_file("sqlite:////home/ann/a%20b/mlflow.db?x=1") == Path("/home/ann/a%20b/mlflow.db")
+    assert sqlite_file("sqlite:///mlflow.db") == Path("mlflow.db")
+    assert sqlite_file("http://127.0.0.1:5000") is None
 
 
 def test_slow_uploads_are_waited_for_while_they_go_on(

@@ -14,7 +14,6 @@ from metamixer_ray.tracking.naming import (
     model_name,
     parameter_values,
     run_place,
-    ui_command,
 )
 from metamixer_ray.tracking.provenance import environment_tags, git_commit, ray_job, repeat_command, source_tags
 from tests.tracking.examples import make_rows
@@ -119,8 +118,6 @@ def test_where_the_run_is() -> None:
     assert run_place("http://a:b@h:5000/", "e", "r", ("1", "abc")) == "http://***@h:5000/#/experiments/1/runs/abc"
     assert run_place("http://h:5000", "e", "r", (None, None)) == "experiment e, run r"
     assert run_place("sqlite:////x/mlflow.db", "e", "r", ("1", "abc")) == "experiment e, run r"
-    assert ui_command("sqlite:////x y/mlflow.db") == "mlflow ui --backend-store-uri 'sqlite:////x y/mlflow.db'"
-    assert ui_command("http://h:5000") is None
 
 
 @pytest.mark.parametrize("told", [None, "", "{", "[]", '{"metadata": null}', '{"metadata": {}}'])
