@@ -130,7 +130,6 @@ def fit(
             try:
                 aside(train)
             except KeyboardInterrupt:
-                writer.mark("KILLED")
                 end(ticker, live, over, console)
                 raise
             except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
@@ -191,6 +190,8 @@ def follow(
                     event = json.loads(line)
                     if event["event"] == "epoch":
                         writer.offer([event["row"]])
+                    elif event["event"] == "failure":
+                        ticker.rest()
                     show(event, console, waiting)
                 if last_look:
                     return
@@ -218,7 +219,7 @@ def show(event: dict[str, Any], console: Listener, waiting: Waiting) -> None:
         console.warn(f"a worker failed ({event['message']}); going on from the last checkpoint")
         waiting.begin()
     elif event["event"] == "waiting":
-        waiting.look()
+        waiting.look(in_vain=True)
     elif event["event"] == "placed":
         waiting.end()
     else:

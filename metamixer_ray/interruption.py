@@ -19,21 +19,26 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[list[Callable[[], None]]]:
     """Within, SIGINT and SIGTERM raise :class:`Stopped` in the main thread (only there can handlers be set).
+
+    What is put into the list that this gives is called before: who asked may have little patience.
 
     Enter it after ``ray.init``, which sets a handler for SIGTERM that aborts the process with a stack trace.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield []
         return
+    first: list[Callable[[], None]] = []
 
     def stop(signum: int, frame: FrameType | None) -> None:
+        for call in first:
+            call()
         raise Stopped(signum)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield first
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -147,6 +147,7 @@ class Keeper:
         self._config, self._run, self._tracking = config, run, tracking
         self._announced, self._console = announced, console
         self._writer: MlflowWriter | None = None
+        self._alone: MlflowWriter | None = None
         self._whole = True
         self._scratch = tempfile.TemporaryDirectory(prefix="metamixer_ray-")
 
@@ -176,6 +177,12 @@ class Keeper:
             self._writer = self._tracking.writer(self._console.warn, self._console.note)
         return self._writer
 
+    def mark_killed(self) -> None:
+        """Have MLflow show that the run was killed, from now on: this process may be before it can close it."""
+        for writer in (self._writer, self._alone):
+            if writer is not None:
+                writer.mark("KILLED")
+
     def run_id(self) -> str | None:
         """The id of the MLflow run, or None while the store can't be reached."""
         writer = self.writer()
@@ -192,7 +199,7 @@ class Keeper:
             parameters=dict(parameters),
             parent_run_id=self.run_id(),
         )
-        writer = tracking.writer(self._console.warn)
+        self._alone = writer = tracking.writer(self._console.warn)
         try:
             yield tracking.key, writer
         except BaseException as error:

@@ -62,17 +62,20 @@ def load_trained(networks: Sequence[StagedNetwork], folder: RunFolder, expected:
 
 
 def repair_snapshot(folder: RunFolder, peers: int) -> str | None:
-    """Put a half-written snapshot aside, and name the checkpoint to start from instead; None when nothing is torn."""
+    """Put a half-written snapshot aside.
+
+    Returns:
+        The checkpoint to start from instead; None where there is a whole snapshot, or no checkpoint.
+    """
     content = folder.read(SNAPSHOT)
-    if content is None:
-        return None
-    try:
-        json.loads(content)
-    except ValueError:
-        folder.write(f"{SNAPSHOT}.torn", content)
-        folder.filesystem.delete_file(folder.path(SNAPSHOT))
-    else:
-        return None
+    if content is not None:
+        try:
+            json.loads(content)
+        except ValueError:
+            folder.write(f"{SNAPSHOT}.torn", content)
+            folder.filesystem.delete_file(folder.path(SNAPSHOT))
+        else:
+            return None
     with tempfile.TemporaryDirectory(prefix="metamixer_ray-") as scratch:
         try:
             return newest_checkpoint(folder, peers, Path(scratch))[0]

@@ -66,7 +66,7 @@ def open_run(config: TrainConfig) -> Run:
     folder = _newest_unfinished(config, storage) if config.run.name is None else storage.inside(config.run.name)
     theirs = None if folder is None else read_config(folder)
     if folder is None or theirs is None:
-        if config.run.resume_or_start:
+        if not config.run.resume:
             return _new(config, storage)
         if config.run.name is None:
             raise ConfigError(
@@ -151,7 +151,7 @@ def _newest_unfinished(config: TrainConfig, storage: RunFolder) -> RunFolder | N
     candidates = []
     for name in storage.children():
         folder = storage.inside(name)
-        if folder.exists(SUMMARY):
+        if folder.exists(SUMMARY) and folder.exists(TRACKED):
             continue
         try:
             theirs = read_config(folder)

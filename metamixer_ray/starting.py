@@ -133,7 +133,7 @@ class SafeStarts(ControllerCallback, WorkerGroupCallback):
             self._tell({"event": "failure", "message": str(error)})
         elif isinstance(error, WorkerGroupStartupTimeoutError):
             self._tell({"event": "waiting"})
-        elif isinstance(current_state, RunningState):
+        elif isinstance(current_state, RunningState) and not isinstance(previous_state, RunningState):
             self._tell({"event": "placed"})
 
     def _tell(self, event: Mapping[str, Any]) -> None:

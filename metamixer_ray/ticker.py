@@ -56,6 +56,10 @@ class Ticker:
         internal_kv._internal_kv_put(self._stop, b"1", overwrite=True, namespace=_NAMESPACE)
         return bool(internal_kv._internal_kv_exists(self._key, namespace=_NAMESPACE))
 
+    def rest(self) -> None:
+        """Workers take no steps for now: their note is taken away, until there is another."""
+        internal_kv._internal_kv_del(self._key, namespace=_NAMESPACE)
+
     def forget(self) -> None:
         """Take the notes away."""
         for key in (self._key, self._stop):

@@ -53,6 +53,8 @@ def train(config: TrainConfig, console: Console | None = None, *, parent_run_id:
     part = part_of(config, splits, peer=0)
     steps = batch_order(config, part).steps_per_epoch
     run = open_run(config)
+    if config.run.resume_or_start and run.new:
+        console.note(f"there is nothing to resume: run {run.name!r} starts anew")
     finished = run.folder.read_json(SUMMARY)
     if finished is not None and config.baseline and "baseline" not in finished:
         finished = None  # the baseline is still to be trained
@@ -70,14 +72,16 @@ def train(config: TrainConfig, console: Console | None = None, *, parent_run_id:
     tracking = plan_tracking(config, run, announced, parent_run_id)
     if finished is not None:
         console.note("this run is finished already; MLflow gets what it missed")
-        with stoppable(), Keeper(config, run, tracking, announced, console) as keeper:
+        with stoppable() as first, Keeper(config, run, tracking, announced, console) as keeper:
+            first.append(keeper.mark_killed)
             load_trained(networks, run.folder, checkpoint_identity(config, splits))
             keeper.send(splits, networks, journal_of(run.folder).rows(), finished)
             if "baseline" in finished:
                 with keeper.alone(flatten(alone(config))) as (_, writer):
                     writer.offer(journal_of(run.folder.inside(BASELINE)).rows())
         return finished
-    with stoppable(), Keeper(config, run, tracking, announced, console) as keeper:
+    with stoppable() as first, Keeper(config, run, tracking, announced, console) as keeper:
+        first.append(keeper.mark_killed)
         rows = fit(config, resources, run.folder, tracking.key, keeper.writer(), console)
         alone_rows = None
         if config.baseline:

@@ -5,6 +5,9 @@ from collections.abc import Callable
 
 AGAIN_SECONDS = 300.0
 """Between two lines that say the same."""
+IN_PIECES = (
+    "Ray to place the workers: what is free seems to be enough, but in pieces or on nodes that none of them fits"
+)
 
 
 class Waiting:
@@ -27,12 +30,16 @@ class Waiting:
         """The workers ask for their place from now on."""
         self._since = self._clock()
 
-    def look(self) -> None:
-        """They ask still; a line when something else is missing than before, or when it has been for long."""
+    def look(self, *, in_vain: bool = False) -> None:
+        """They ask still; a line when something else is missing than before, or when it has been for long.
+
+        Args:
+            in_vain: whether Ray has looked for their place, and found none.
+        """
         now = self._clock()
         if self._since is None:
             self._since = now
-        lacking = self._missing()
+        lacking = self._missing() or (IN_PIECES if in_vain else None)
         if lacking is None or (
             self._told is not None and lacking == self._told[0] and now < self._told[1] + AGAIN_SECONDS
         ):

@@ -99,13 +99,12 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
 
 
 def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
-    """Train through the rest of an epoch, evaluate, and report. Returns whether all ranks are to stop, which they may
-    have done before the epoch's end."""
+    """Train through the rest of an epoch, evaluate, and report. Returns whether all ranks were told to stop, and
+    did so before the evaluation."""
     config, mesh, epoch = peer.config, peer.mesh, progress.epoch
     meters = Meters(progress.sums)
     clock = Clock(already=progress.epoch_seconds)
     images_seen = steps = 0
-    stopping = False
     peer.exchange.reset_cost()
     peer.forward.train()
     for batch in train_batches(
@@ -128,13 +127,13 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
         progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if flags.nonfinite else 0
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise diverged(progress.skipped_in_a_row, flags.culprit, config.peers)
-        stopping = bool(flags.wish_stop)
-        if (stopping or flags.wish_checkpoint) and progress.step < peer.order.steps_per_epoch:
+        # After an epoch's last step the next checkpoint is near, but for somebody who can't wait for the evaluation.
+        if flags.wish_stop or (flags.wish_checkpoint and progress.step < peer.order.steps_per_epoch):
             progress.sums, progress.epoch_seconds = meters.shared(mesh.replica_group, peer.device), clock.seconds()
             name = f"checkpoint-epoch{epoch:04d}-step{progress.step:06d}"
             session.report({"event": "checkpoint"}, checkpoint_writer(peer, progress), name)
             clock.checkpointed()
-            if stopping:
+            if flags.wish_stop:
                 return True
 
     train_seconds = clock.since_start()
@@ -165,7 +164,7 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
     progress.epoch, progress.step, progress.sums, progress.epoch_seconds = epoch + 1, 0, {}, 0.0
     progress.reports.append(json.dumps(report))
     session.report(report, checkpoint_writer(peer, progress), f"checkpoint-epoch{epoch + 1:04d}")
-    return stopping
+    return False
 
 
 def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, wish: Control) -> ControlSum:

@@ -100,7 +100,7 @@ def open_sweep(kind: Kind, training: TrainConfig, facts: Mapping[str, Any], subj
                 f"--resume: {flag(key)} is {facts[key]!r} but {kind.noun} {name!r} has {theirs.get(key)!r}; "
                 "give the same options, or another --name"
             )
-    if run.resume_or_start:
+    if not run.resume:
         return Sweep(kind, new, uuid.uuid4().hex)
     what = f"no {kind.noun} {run.name!r}" if run.name is not None else f"no unfinished {kind.noun} with these options"
     raise ConfigError(f"--resume: there is {what} in {storage}; leave --resume out to start anew")

@@ -75,7 +75,8 @@ def underway(
     writer = parent.writer(board.warn, board.say)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
-        with stoppable():
+        with stoppable() as first:
+            first.append(lambda: writer.mark("KILLED"))
             writer.log_artifact(sweep.folder.read(sweep.kind.facts) or b"", sweep.kind.facts)
             writer.wait(REACH_SECONDS)
             room = Room(resources, startable(training.placement.grows_to))

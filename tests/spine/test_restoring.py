@@ -64,13 +64,15 @@ def test_none_at_all_says_what_is_wrong_with_the_newest(folder: RunFolder, tmp_p
 
 
 def test_a_half_written_snapshot_is_put_aside(folder: RunFolder, tmp_path: Path) -> None:
-    assert repair_snapshot(folder, 2) is None
     (tmp_path / SNAPSHOT).write_text('{"checkpoint_results": []}')
     assert repair_snapshot(folder, 2) is None
     assert (tmp_path / SNAPSHOT).exists()
     (tmp_path / SNAPSHOT).write_text('{"checkpoint_resu')
-    assert repair_snapshot(folder, 2) == "checkpoint-epoch10000"
-    assert not (tmp_path / SNAPSHOT).exists()
+    # Also for one who is stopped again before there is another checkpoint.
+    for _ in range(2):
+        assert repair_snapshot(folder, 2) == "checkpoint-epoch10000"
+        assert not (tmp_path / SNAPSHOT).exists()
+    assert repair_snapshot(folder.inside("nothing"), 2) is None
 
 
 def draw_tree(root: Path, brightness: int) -> None:

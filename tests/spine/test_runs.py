@@ -9,7 +9,7 @@ from metamixer_ray.config import TrainConfig, flatten, from_settings, read_yaml
 from metamixer_ray.data import DataConfig, load_splits
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.folder import RunFolder
-from metamixer_ray.runs import RUN, SUMMARY, Run, create_run, default_name, open_run, read_config, storage_of
+from metamixer_ray.runs import RUN, SUMMARY, TRACKED, Run, create_run, default_name, open_run, read_config, storage_of
 from metamixer_ray.train import with_absolute_paths
 
 
@@ -80,7 +80,15 @@ def test_without_a_name_it_goes_on_with_what_is_unfinished(storage: Path) -> Non
     first = made(wanted(storage, resume_or_start=True))
     assert made(wanted(storage, resume_or_start=True)).key == first.key
     first.folder.write_json(SUMMARY, {})
+    # MLflow hasn't got everything yet.
+    assert made(wanted(storage, resume_or_start=True)).key == first.key
+    first.folder.write(TRACKED, "")
     assert made(wanted(storage, resume_or_start=True)).new
+
+
+def test_who_asks_to_resume_gets_no_new_run(storage: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no run 'one'"):
+        made(wanted(storage, name="one", resume=True, resume_or_start=True))
 
 
 def test_other_settings_are_named(storage: Path) -> None:
@@ -96,6 +104,7 @@ def test_without_a_name_the_newest_unfinished_run_of_these_settings_goes_on(stor
     created(storage, "other-seed", "2026-01-04T00:00:00+0000", seed=1)
     created(storage, "finished", "2026-01-05T00:00:00+0000")
     RunFolder(str(storage / "finished")).write_json(SUMMARY, {})
+    RunFolder(str(storage / "finished")).write(TRACKED, "")
     (storage / "broken").mkdir()
     (storage / "broken" / "config.yaml").write_text("no_such_setting: 1\n")
     (storage / "empty").mkdir()

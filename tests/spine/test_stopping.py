@@ -20,31 +20,25 @@ def _steps(folder: Path, rank: int) -> list[tuple[int, int]]:
     return [(int(epoch), int(step)) for epoch, step, _ in map(str.split, lines)]
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize(("replicas", "last"), [(1, False), (2, False), (1, True)])
 def test_told_inside_an_epoch_all_stop_after_the_next_step_and_go_on_as_if_nothing_had_been(
-    pool: Pool, small: Make, tmp_path: Path, replicas: int
+    pool: Pool, small: Make, tmp_path: Path, replicas: int, last: bool
 ) -> None:
     config = small(replicas=replicas, epochs=2)
     world = config.workers
     through = pool.run(world, learn_together, config, tmp_path / "through")
-    pool.run(world, partial(learn_together, told_at=(1, 1)), config, tmp_path / "told")
-    assert [_steps(tmp_path / "told", rank) for rank in range(world)] == [[(1, 1), (1, 2)]] * world
+    steps = max(step for _, step in _steps(tmp_path / "through", 0))
+    end = steps if last else 2
+    pool.run(world, partial(learn_together, told_at=(1, end - 1)), config, tmp_path / "told")
+    expected = [(1, step) for step in range(1, end + 1)]
+    assert [_steps(tmp_path / "told", rank) for rank in range(world)] == [expected] * world
     (left,) = [path.name for path in (tmp_path / "told").iterdir() if path.is_dir()]
-    assert left == "checkpoint-epoch0000-step000002"
+    assert left == f"checkpoint-epoch0000-step{end:06d}"
     after = pool.run(world, learn_together, config, tmp_path / "told", left)
     assert [o.epochs for o in after] == [o.epochs for o in through]
     for peer in range(len(config.peers)):
         one, two = (read_peer(tmp_path / run / "checkpoint-epoch0002", peer) for run in ("through", "told"))
         assert all(torch.equal(value, two["network"][name]) for name, value in one["network"].items())
-
-
-def test_told_in_the_last_step_of_an_epoch_they_end_with_the_epoch(pool: Pool, small: Make, tmp_path: Path) -> None:
-    config = small(epochs=3)
-    pool.run(2, learn_together, config, tmp_path / "probe", None, "checkpoint-epoch0001")
-    steps = len(_steps(tmp_path / "probe", 0))
-    pool.run(2, partial(learn_together, told_at=(1, steps - 1)), config, tmp_path / "told")
-    assert [path.name for path in (tmp_path / "told").iterdir() if path.is_dir()] == ["checkpoint-epoch0001"]
-    assert _steps(tmp_path / "told", 1)[-1] == (1, steps)
 
 
 def test_between_exchanges_nobody_stops_alone(pool: Pool, small: Make, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from metamixer_ray.waiting import AGAIN_SECONDS, Waiting
+from metamixer_ray.waiting import AGAIN_SECONDS, IN_PIECES, Waiting
 
 
 class Cluster:
@@ -57,6 +57,16 @@ def test_the_same_is_said_again_only_after_a_while_and_another_thing_at_once(clu
     waiting.look()
     assert len(cluster.told) == 3
     assert len({line.partition(" for ")[0] for line in cluster.told}) == 1
+
+
+def test_where_enough_seems_free_and_ray_places_nobody_that_is_said(cluster: Cluster) -> None:
+    waiting = cluster.waiting()
+    waiting.begin()
+    waiting.look(in_vain=True)
+    assert cluster.told[0].endswith(IN_PIECES)
+    cluster.missing = "two GPUs"
+    waiting.look(in_vain=True)
+    assert cluster.told[1].endswith("for two GPUs")
 
 
 def test_each_wait_has_its_own_beginning(cluster: Cluster) -> None:
