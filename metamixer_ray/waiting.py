@@ -5,9 +5,7 @@ from collections.abc import Callable
 
 AGAIN_SECONDS = 300.0
 """Between two lines that say the same."""
-IN_PIECES = (
-    "Ray to place the workers: what is free seems to be enough, but in pieces or on nodes that none of them fits"
-)
+IN_PIECES = "Ray to place the workers: what is free seems enough, but may be in pieces, or on nodes with other labels"
 
 
 class Waiting:

@@ -14,10 +14,15 @@ from metamixer_ray.interruption import Stopped, aside, stoppable
 def test_a_signal_is_told_first_and_then_raised(signum: signal.Signals) -> None:
     before = signal.getsignal(signum)
     told: list[str] = []
-    with pytest.raises(Stopped, match=rf"stopped by {signum.name}") as caught, stoppable() as first:
-        first.append(lambda: told.append("told"))
-        os.kill(os.getpid(), signum)
-        aside(lambda: time.sleep(60))
+
+    def work() -> None:
+        with stoppable() as first:
+            first.append(lambda: told.append("told"))
+            os.kill(os.getpid(), signum)
+            aside(lambda: time.sleep(60))
+
+    with pytest.raises(Stopped, match=rf"stopped by {signum.name}") as caught:
+        work()
     assert told == ["told"]
     assert caught.value.signum == signum
     assert signal.getsignal(signum) == before
