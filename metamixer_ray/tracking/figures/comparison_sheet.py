@@ -50,8 +50,12 @@ def comparison_sheet(bars: Sequence[MethodBar], *, title: str, confidence: float
     left.set_yticks(range(len(bars)), [clipped(bar.name, 40) for bar in bars])
     left.invert_yaxis()
     right.axvline(0, color=ENSEMBLE_COLOUR, linewidth=0.8)
-    _style(left, "Top-1 on the test set (%)", "large: mean and standard deviation over the seeds; small: each seed")
-    _style(right, "Gain over training alone (points)", f"mean and {confidence:.0%} confidence interval, paired by seed")
+    spread, interval = "one seed", ""
+    if any(len(bar.means) > 1 for bar in bars):
+        spread = "large: mean and standard deviation over the seeds; small: each seed"
+        interval = f"mean and {confidence:.0%} interval, paired by seed"
+    _style(left, "Top-1 on the test set (%)", spread)
+    _style(right, "Gain over training alone (points)", interval)
     handles = [
         left.plot([], [], "o", color=RIGHT_COLOUR, label="mean of the peers")[0],
         left.plot([], [], "D", color=ENSEMBLE_COLOUR, label="ensemble")[0],
