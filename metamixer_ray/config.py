@@ -27,11 +27,12 @@ from metamixer_ray.precision import Precision
 
 
 def home() -> Path:
-    """Where runs and the tracking store live by default: ``$METAMIXER_HOME``, else ``~/metamixer_ray``.
+    """Where runs and the tracking store live by default: ``$METAMIXER_HOME``, else ``~/metamixer-ray``.
 
-    Never the working directory: behind ``ray job submit`` that is a throw-away copy.
+    Never the working directory: behind ``ray job submit`` that is a throw-away copy. And no name that Python could import:
+    for a program started in the home folder it would stand before the package.
     """
-    return Path(os.environ.get("METAMIXER_HOME") or Path.home() / "metamixer_ray")
+    return Path(os.environ.get("METAMIXER_HOME") or Path.home() / "metamixer-ray")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from metamixer_ray.config import (
     TrainConfig,
     flatten,
     from_settings,
+    home,
     identity,
     nest,
     read_yaml,
@@ -274,3 +275,11 @@ def test_nesting_keeps_every_value() -> None:
     nested = nest(flat)
     assert {k for k, v in nested.items() if isinstance(v, dict)} == {s for s in sections().values() if s}
     assert nest(nested) == nested
+
+
+def test_the_default_home_does_not_stand_before_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where somebody works in the home folder, Python takes the folders in it for packages."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("METAMIXER_HOME")
+    assert home().parent == tmp_path
+    assert not home().name.isidentifier()

@@ -9,10 +9,10 @@ from metamixer_ray.tracking.summary import PeerSummary, Places, RunSummary, coun
 from tests.tracking.examples import make_rows
 
 PLACES = Places(
-    run_folder="/home/ann/metamixer_ray/runs/r",
-    figures="/home/ann/metamixer_ray/runs/r/figures",
+    run_folder="/home/ann/metamixer-ray/runs/r",
+    figures="/home/ann/metamixer-ray/runs/r/figures",
     tracking="experiment metamixer_ray, run r",
-    ui_command="python -m metamixer_ray.ui --tracking-uri sqlite:////home/ann/metamixer_ray/mlflow.db",
+    ui_command="python -m metamixer_ray.ui --tracking-uri sqlite:////home/ann/metamixer-ray/mlflow.db",
 )
 
 
