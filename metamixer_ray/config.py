@@ -29,8 +29,8 @@ from metamixer_ray.precision import Precision
 def home() -> Path:
     """Where runs and the tracking store live by default: ``$METAMIXER_HOME``, else ``~/metamixer-ray``.
 
-    Never the working directory: behind ``ray job submit`` that is a throw-away copy. And no name that Python could import:
-    for a program started in the home folder it would stand before the package.
+    Never the working directory: behind ``ray job submit`` that is a throw-away copy. And no name that Python could
+    import: for a program that is started in the home folder it would stand before the package.
     """
     return Path(os.environ.get("METAMIXER_HOME") or Path.home() / "metamixer-ray")
 

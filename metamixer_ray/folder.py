@@ -8,6 +8,7 @@ from pyarrow import fs
 
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.tracking import files
+from metamixer_ray.tracking.naming import masked
 
 
 class RunFolder:
@@ -26,7 +27,7 @@ class RunFolder:
         try:
             self.filesystem, root = fs.FileSystem.from_uri(self.uri if "://" in self.uri else Path(self.uri).as_uri())
         except Exception as error:
-            raise ConfigError(f"{option} {uri}: {error}") from None
+            raise ConfigError(masked(f"{option} {uri}: {error}")) from None
         self.root = root.rstrip("/")
 
     @property
@@ -40,7 +41,7 @@ class RunFolder:
         return self.root.rpartition("/")[2]
 
     def __str__(self) -> str:
-        return str(self.local or self.uri)
+        return str(self.local or masked(self.uri))
 
     def inside(self, name: str) -> "RunFolder":
         """A folder in this one."""
@@ -61,7 +62,7 @@ class RunFolder:
         try:
             self.filesystem.create_dir(self.root, recursive=True)
         except OSError as error:
-            raise ConfigError(f"{self.option} {self.uri} can't be written: {error}") from None
+            raise ConfigError(f"{self.option} {self} can't be written: {error}") from None
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder is in it."""

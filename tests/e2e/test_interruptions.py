@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -20,10 +22,12 @@ from mlflow.entities import Run
 
 from metamixer_ray import train
 from metamixer_ray.errors import TrainingFailed
+from metamixer_ray.folder import RunFolder
 from metamixer_ray.tracking import Console
 from metamixer_ray.train import main
 from tests.e2e import tiny
 from tests.e2e.conftest import EPOCHS
+from tests.e2e.object_store import SECRET, object_store
 from tests.e2e.waiting import wait_for, workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -56,6 +60,12 @@ def _tracked_epochs(storage: Path) -> list[int]:
     return [metric.step for metric in client.get_metric_history(run.info.run_id, "ensemble/top1")]
 
 
+@pytest.fixture
+def store() -> Iterator[str]:
+    with object_store() as uri:
+        yield uri
+
+
 def test_a_start_that_always_fails_is_given_up(ray_cluster: str, tmp_path: Path) -> None:
     ended = threading.Event()
     killed: set[int] = set()
@@ -79,9 +89,13 @@ def test_a_start_that_always_fails_is_given_up(ray_cluster: str, tmp_path: Path)
     assert wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], seconds=20)
 
 
-def test_killed_workers_change_nothing(uninterrupted: Path, tmp_path: Path) -> None:
-    folder, dice, told = tmp_path / "runs" / "hunted", random.Random(0), io.StringIO()
+def test_killed_workers_change_nothing(uninterrupted: Path, store: str, tmp_path: Path) -> None:
+    """Not even where the run lies in an object store."""
+    folder, dice, told = RunFolder(store).inside("hunted"), random.Random(0), io.StringIO()
     killed: list[int] = []
+
+    def recorded() -> int:
+        return (folder.read("metrics.jsonl") or b"").count(b"\n")
 
     def kill_one() -> None:
         # Ray's processes stem from this one, which started the session's cluster.
@@ -93,7 +107,7 @@ def test_killed_workers_change_nothing(uninterrupted: Path, tmp_path: Path) -> N
     def kill_some() -> None:
         # One while the group is started, one while it trains.
         for rows in (0, 2):
-            if wait_for(lambda rows=rows: tiny.recorded(folder) >= rows and bool(workers(os.getpid()))):
+            if wait_for(lambda rows=rows: recorded() >= rows and bool(workers(os.getpid()))):
                 kill_one()
         # The next at a moment like any other: while the group is started again, or while it trains.
         if wait_for(lambda: bool(workers(os.getpid())) and killed[-1] not in map(_pid, workers(os.getpid())), 60):
@@ -103,13 +117,15 @@ def test_killed_workers_change_nothing(uninterrupted: Path, tmp_path: Path) -> N
     killer = threading.Thread(target=kill_some)
     killer.start()
     # Also checkpoints inside of epochs, which must not change a bit either.
-    train(tiny.config(tmp_path, name="hunted", epochs=EPOCHS, checkpoint_seconds=0.05), Console(stream=told))
+    config = tiny.config(tmp_path, name="hunted", epochs=EPOCHS, checkpoint_seconds=0.05)
+    train(replace(config, run=replace(config.run, storage=store)), Console(stream=told))
     killer.join()
     assert len(killed) >= 2
     assert "a worker failed (it died while the workers were being started)" in told.getvalue()
     # What the first group had reserved is free again.
     assert wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], seconds=20)
-    _assert_equal_runs(uninterrupted, folder)
+    assert SECRET not in told.getvalue()
+    _assert_equal_runs(uninterrupted, RunFolder(store).fetch("hunted", tmp_path / "fetched"))
     assert _tracked_epochs(tmp_path) == list(range(1, EPOCHS + 1))
 
 

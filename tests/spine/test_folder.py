@@ -87,3 +87,12 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"--storage .*can't be written"):
         RunFolder(str(tmp_path / "file" / "runs")).create()
+
+
+def test_a_secret_in_the_uri_is_not_told() -> None:
+    folder = RunFolder("s3://ann:secret@bucket/runs?region=us-east-1")
+    assert "secret" in folder.inside("one").uri
+    assert str(folder.inside("one")) == "s3://***@bucket/runs/one?region=us-east-1"
+    with pytest.raises(ConfigError, match=r"\*\*\*@bucket") as caught:
+        RunFolder("nowhere://ann:secret@bucket/runs")
+    assert "secret" not in str(caught.value)
