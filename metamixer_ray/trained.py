@@ -110,13 +110,15 @@ def open_trained(folder: RunFolder, options: RunOptions | None = None) -> Traine
     load_trained(networks, folder, None)
     # What a sweep's trial must not see is not shown here either.
     images = splits.test if other else splits.watched(tested=config.test)
-    part = "test" if images is splits.test else "validation"
+    own = config.dataset
+    tested = images is splits.test
+    named = f"{own.test_data if tested and own.test_data else own.data}, {'test' if tested else 'validation'} split"
     return TrainedRun(
         config=config,
         networks=networks,
         images=images,
         # Other data need not have a part of that name.
-        split=other.data if other else f"{config.dataset.data}, {part} split",
+        split=other.data if other else named,
         classes=splits.classes,
         mean=tuple(facts["mean"]),
         std=tuple(facts["std"]),

@@ -143,3 +143,14 @@ def test_a_single_peer_has_neither_ensemble_nor_agreement(tmp_path: Path) -> Non
     assert (found["ensemble"], found["agreement"], found["pairwise_agreement"]) == (None, None, [[1.0]])
     assert found["corruptions"]["jpeg"]["ensemble"] is None
     assert "ensemble" not in as_table(found)
+
+
+def test_the_images_are_told_by_their_own_place(tmp_path: Path) -> None:
+    for part in ("learned", "asked"):
+        for number in range(8):
+            path = tmp_path / part / f"class{number % 2}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture(number).save(path)
+    settings = {"data": str(tmp_path / "learned"), "test_data": str(tmp_path / "asked"), "batch_size": 4}
+    folder, _, _ = make_run(tmp_path / "run", "resnet8", "resnet8", **settings)
+    assert evaluate_run(folder)["split"] == f"{tmp_path}/asked, test split"
