@@ -147,7 +147,7 @@ def test_a_single_peer_has_neither_ensemble_nor_agreement(tmp_path: Path) -> Non
 
 def test_the_images_are_told_by_their_own_place(tmp_path: Path) -> None:
     for part in ("learned", "asked"):
-        for number in range(8):
+        for number in range(64):
             path = tmp_path / part / f"class{number % 2}" / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             picture(number).save(path)
