@@ -8,20 +8,12 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from packaging.version import Version
+
+from tests.cluster.image import pinned
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DOCKERFILE = (ROOT / "cluster" / "Dockerfile").read_text()
-
-
-def pinned() -> dict[str, Version]:
-    """Versions in ``constraints.txt`` by package; the file has a version of each line."""
-    lines = (ROOT / "cluster" / "constraints.txt").read_text().splitlines()
-    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
-    found = {re.sub(r"[-_.]+", "-", name).lower(): Version(version) for name, version in pairs}
-    assert len(found) == len(pairs)
-    return found
 
 
 def asked() -> list[Requirement]:
