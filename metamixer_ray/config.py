@@ -50,8 +50,8 @@ class PlacementConfig:
     peer_labels: tuple[str, ...] = ()
     """Node labels per peer, for example accelerator-type=A100 accelerator-type=T4; '-' for a peer without any."""
     spread: bool = False
-    """Put workers on as many nodes as there are instead of on as few as hold them. Replicas of one peer share a node
-    before peers do, either way."""
+    """Put workers on as many nodes as there are instead of on as few as hold them. Either way, of the places that Ray
+    gives, replicas of one peer get those on one node."""
     address: str | None = None
     """Ray cluster to join. Default: $RAY_ADDRESS, the cluster a job was submitted to, or a new local one."""
     grows_to: tuple[str, ...] = ()
