@@ -151,7 +151,7 @@ def _newest_unfinished(config: TrainConfig, storage: RunFolder) -> RunFolder | N
     candidates = []
     for name in storage.children():
         folder = storage.inside(name)
-        if folder.exists(SUMMARY) and folder.exists(TRACKED):
+        if folder.exists(TRACKED):
             continue
         try:
             theirs = read_config(folder)

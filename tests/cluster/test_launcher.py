@@ -93,13 +93,13 @@ def test_the_head_trains_nothing_and_stays_and_gpus_are_spot_and_none_at_first(n
     assert 1 <= config["idle_timeout_minutes"] <= 30
 
 
-def test_the_autoscaler_gives_the_labels_by_which_peers_are_placed(name: str, config: Config) -> None:
+def test_the_autoscaler_gives_the_labels_by_which_peers_are_placed(config: Config) -> None:
     scaling = AutoscalingConfig({**config, "auth": {}})
     for key in workers(config):
         assert scaling.get_node_labels(key) == {"accelerator-type": key.upper()}
 
 
-def test_a_driver_on_the_head_knows_what_may_come(name: str, config: Config, tmp_path: Path) -> None:
+def test_a_driver_on_the_head_knows_what_may_come(config: Config, tmp_path: Path) -> None:
     # What `ray up` leaves on the head.
     (tmp_path / "ray_bootstrap_config.yaml").write_text(json.dumps(config))
     growth = launched(tmp_path / "ray_bootstrap_config.yaml")
@@ -119,7 +119,7 @@ def test_all_nodes_know_where_runs_go_and_ask_for_the_token(name: str, config: C
     assert not [key for key in told if re.search(r"SECRET|PASSWORD|ACCESS_KEY|TOKEN$", key)]
 
 
-def test_dashboard_and_jobs_are_reached_through_ssh_only(name: str, config: Config) -> None:
+def test_dashboard_and_jobs_are_reached_through_ssh_only(config: Config) -> None:
     (start,) = [line for line in config["head_start_ray_commands"] if "ray start" in line]
     assert "--dashboard-host=127.0.0.1" in start
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in start
@@ -131,7 +131,7 @@ def test_the_image_is_the_projects() -> None:
     assert {read(name)["docker"]["image"] for name in FILES} == {f"REGISTRY/metamixer-ray:{version}"}
 
 
-def test_google_takes_the_nodes_for_machines(tmp_path: Path) -> None:
+def test_google_takes_the_nodes_for_machines() -> None:
     for kind in read("gcp")["available_node_types"].values():
         assert get_node_type(kind["node_config"]) == GCPNodeType.COMPUTE
 

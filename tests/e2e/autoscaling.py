@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from ray._raylet import GcsClientOptions
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from tests.e2e.waiting import wait_for
-from tests.ports import free_port
+from tests.ports import answers, free_port
 
 _HEAD = "ray.head.default"
 # Where a token lies in the home folder, `ray start` would ask everybody for it. The rest is what launchers set.
@@ -99,7 +98,7 @@ def autoscaled_cluster(cpus: int, most_nodes: int) -> Iterator[AutoscaledCluster
         stderr=subprocess.DEVNULL,
     )
     try:
-        assert wait_for(lambda: _answers(port), 60), "Ray's head did not come up"
+        assert wait_for(lambda: answers(port), 60), "Ray's head did not come up"
         yield AutoscaledCluster(address, head.pid)
     finally:
         started = [head, *psutil.Process(head.pid).children(recursive=True)] if head.poll() is None else [head]
@@ -109,11 +108,3 @@ def autoscaled_cluster(cpus: int, most_nodes: int) -> Iterator[AutoscaledCluster
         for process in started:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-
-
-def _answers(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-    except OSError:
-        return False

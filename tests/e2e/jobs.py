@@ -3,7 +3,6 @@
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from tests.e2e.waiting import wait_for
-from tests.ports import free_port
+from tests.ports import answers, free_port
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ def head_with_token() -> Iterator[Head]:
             stderr=subprocess.DEVNULL,
         )
         try:
-            agent = ("127.0.0.1", ports["dashboard-agent-listen-port"])
-            assert wait_for(lambda: process.poll() is not None or _answers(agent), 120)
+            agent = ports["dashboard-agent-listen-port"]
+            assert wait_for(lambda: process.poll() is not None or answers(agent), 120)
             yield Head(f"http://127.0.0.1:{ports['dashboard-port']}", environment, psutil.Process(process.pid))
         finally:
             started = psutil.Process(process.pid).children(recursive=True)
@@ -71,11 +70,3 @@ def head_with_token() -> Iterator[Head]:
             process.wait(timeout=60)
             for other in psutil.wait_procs(started, timeout=20)[1]:
                 other.kill()
-
-
-def _answers(address: tuple[str, int]) -> bool:
-    try:
-        with socket.create_connection(address, timeout=1):
-            return True
-    except OSError:
-        return False

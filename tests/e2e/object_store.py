@@ -1,13 +1,12 @@
 """An object store that speaks S3, on this machine."""
 
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.e2e.waiting import wait_for
-from tests.ports import free_port
+from tests.ports import answers, free_port
 
 SECRET = "a-secret-key"
 
@@ -22,17 +21,9 @@ def object_store() -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        assert wait_for(lambda: _answers(port), 60), "the object store did not come up"
+        assert wait_for(lambda: answers(port), 60), "the object store did not come up"
         options = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1&allow_bucket_creation=true"
         yield f"s3://someone:{SECRET}@bucket/runs?{options}"
     finally:
         process.kill()
         process.wait()
-
-
-def _answers(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            return True
-    except OSError:
-        return False
