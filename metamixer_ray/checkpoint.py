@@ -6,6 +6,7 @@ A checkpoint folder holds, per peer, ``peer0.pt`` (tensors and numbers only, loa
 
 import hashlib
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,9 +16,12 @@ import torch
 from torch import nn
 
 from metamixer_ray.config import completed
-from metamixer_ray.errors import CheckpointError
+from metamixer_ray.errors import CheckpointError, TornCheckpoint
+from metamixer_ray.stepping import Stepper
 
 FORMAT = 2
+# In a manifest: the checksum of all else in it, so that a changed setting isn't taken for another configuration.
+CHECK = "checksum"
 
 
 @dataclass(kw_only=True)
@@ -39,9 +43,18 @@ class Progress:
     """What this peer reported at the end of each finished epoch, as JSON: text costs nothing to copy."""
 
 
+def peer_files(peer: int) -> tuple[str, str]:
+    """Names of a peer's file of tensors and of its manifest."""
+    return f"peer{peer}.pt", f"peer{peer}.json"
+
+
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +62,8 @@ class Snapshot:
     """A peer as it was at one moment, in copies of its own: training goes on while this is written.
 
     Attributes:
-        content: what ``peerN.pt`` holds: ``network``, ``optimizer``, ``progress``, ``distiller`` where that learns, and
-            ``told`` where others have a copy of the network.
+        content: what ``peerN.pt`` holds: ``network``, ``optimizer``, ``stepper``, ``progress``, ``distiller`` where
+            that learns, and ``told`` where others have a copy of the network.
         identity: the settings and images it belongs to.
     """
 
@@ -60,7 +73,7 @@ class Snapshot:
 
     def write(self, folder: Path) -> None:
         """The peer's two files; the manifest last, so that a torn write is never taken for whole."""
-        weights = folder / f"peer{self.peer}.pt"
+        weights, manifest_file = (folder / name for name in peer_files(self.peer))
         torch.save(dict(self.content), weights)
         manifest = {
             "format": FORMAT,
@@ -70,7 +83,7 @@ class Snapshot:
             "sha256": _hash(weights),
             "identity": dict(self.identity),
         }
-        (folder / f"peer{self.peer}.json").write_text(json.dumps(manifest, indent=1))
+        manifest_file.write_text(json.dumps({**manifest, CHECK: _checksum(manifest)}, indent=1))
 
 
 def take_snapshot(
@@ -81,6 +94,7 @@ def take_snapshot(
     identity: Mapping[str, Any],
     distiller: nn.Module | None = None,
     told: torch.Tensor | None = None,
+    stepper: Stepper | None = None,
 ) -> Snapshot:
     """Copy all that a peer needs to go on: its tensors to new ones on the CPU.
 
@@ -88,12 +102,15 @@ def take_snapshot(
         distiller: what the distiller learns itself, if anything. It stands apart from the network, which alone is
             evaluated and exported.
         told: what others have of the network, where they have a copy.
+        stepper: takes the optimizer's steps.
     """
     content: dict[str, Any] = {
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "progress": asdict(progress),
     }
+    if stepper is not None:
+        content["stepper"] = stepper.state_dict()
     if distiller is not None:
         content["distiller"] = distiller.state_dict()
     if told is not None:
@@ -113,6 +130,31 @@ def _copied(value: Any) -> Any:
     return value
 
 
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest with all its parts.
+
+    Raises:
+        TornCheckpoint: it isn't what was written.
+    """
+    try:
+        manifest = json.loads(path.read_text())
+        # Those of the first versions have no checksum.
+        if manifest.pop(CHECK, None) not in (None, _checksum(manifest)):
+            raise TornCheckpoint(f"{path} is not the manifest that was written (its checksum differs): torn or changed")
+        return {
+            "format": manifest["format"],
+            "peer": manifest["peer"],
+            "sha256": manifest["sha256"],
+            "identity": dict(manifest["identity"]),
+        }
+    except OSError as error:
+        raise TornCheckpoint(f"{path} is missing from the checkpoint ({error.strerror})") from None
+    except TornCheckpoint:
+        raise
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise TornCheckpoint(f"{path} is torn or not a manifest ({type(error).__name__})") from None
+
+
 def read_peer(
     folder: Path, peer: int, identity: Mapping[str, Any] | None = None, *, mapped: bool = False
 ) -> dict[str, Any]:
@@ -123,23 +165,25 @@ def read_peer(
         mapped: leave the tensors in the file until they are looked at. It must stay as it is for as long.
 
     Raises:
-        CheckpointError: a missing or torn file, another format, or another configuration; the message says which.
+        TornCheckpoint: a file that is missing, cut off or changed.
+        CheckpointError: another format, or another configuration. Both messages say which.
     """
-    weights, manifest_path = folder / f"peer{peer}.pt", folder / f"peer{peer}.json"
+    weights, manifest_path = (folder / name for name in peer_files(peer))
+    manifest = _read_manifest(manifest_path)
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(
+            f"{manifest_path} has checkpoint format {manifest['format']}, this version reads {FORMAT}; "
+            "use the version that wrote it, or start a new run"
+        )
+    if manifest["peer"] != peer:
+        raise TornCheckpoint(f"{manifest_path} is the manifest of peer {manifest['peer']}")
     try:
-        manifest = json.loads(manifest_path.read_text())
-        if manifest["format"] != FORMAT:
-            raise CheckpointError(
-                f"{manifest_path} has checkpoint format {manifest['format']}, this version reads {FORMAT}; "
-                "use the version that wrote it, or start a new run"
-            )
-        if _hash(weights) != manifest["sha256"]:
-            raise CheckpointError(f"{weights} is not the file that was written (its hash differs): torn or changed")
-        theirs = manifest["identity"]
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename} is missing from the checkpoint") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{manifest_path} is torn or not a manifest: {error!r}") from None
+        found = _hash(weights)
+    except OSError as error:
+        raise TornCheckpoint(f"{weights} is missing from the checkpoint ({error.strerror})") from None
+    if found != manifest["sha256"]:
+        raise TornCheckpoint(f"{weights} is not the file that was written (its hash differs): torn or changed")
+    theirs = manifest["identity"]
     if identity is not None:
         ours, whole = json.loads(json.dumps(dict(identity))), completed(theirs)
         different = [k for k in {*ours, *theirs} if ours.get(k) != whole.get(k)]
@@ -149,29 +193,41 @@ def read_peer(
                 f"{folder} belongs to another configuration: {name} was {whole.get(name)!r} and is now "
                 f"{ours.get(name)!r}; resume with the settings in the run's config.yaml, or choose another --name"
             )
-    loaded: dict[str, Any] = torch.load(weights, map_location="cpu", weights_only=True, mmap=mapped)
+    try:
+        loaded: dict[str, Any] = torch.load(weights, map_location="cpu", weights_only=True, mmap=mapped)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        # Its hash is the manifest's all the same: somebody wrote both.
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{weights} holds something else than tensors and numbers: {reason}") from None
     return loaded
 
 
-def restore_peer(
-    folder: Path,
-    peer: int,
+def put_back(
+    saved: Mapping[str, Any],
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    identity: Mapping[str, Any],
     distiller: nn.Module | None = None,
+    stepper: Stepper | None = None,
 ) -> Progress:
-    """Put a checkpoint back into what it was taken of and return how far it was.
+    """Put what :func:`read_peer` gave back into what it was taken of and return how far that was.
 
     Raises:
-        CheckpointError: see :func:`read_peer`.
+        CheckpointError: it is of another network, another optimizer or another version.
     """
-    saved = read_peer(folder, peer, identity)
-    network.load_state_dict(saved["network"])
-    optimizer.load_state_dict(saved["optimizer"])
-    if distiller is not None:
-        distiller.load_state_dict(saved["distiller"])
-    return Progress(**saved["progress"])
+    try:
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        if stepper is not None and "stepper" in saved:  # those of the first versions have none
+            stepper.load_state_dict(saved["stepper"])
+        if distiller is not None:
+            distiller.load_state_dict(saved["distiller"])
+        return Progress(**saved["progress"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"the checkpoint doesn't fit this training ({type(error).__name__}: {reason}); "
+            "choose another --name to start a new one"
+        ) from None
 
 
 def read_told(folder: Path, peers: int, identity: Mapping[str, Any]) -> dict[int, torch.Tensor]:

@@ -102,7 +102,8 @@ class TrainConfig:
     seed: int = 0
     """Decides initial weights, batches, augmentation and mixing."""
     precision: Precision = "auto"
-    """auto: bf16 autocast where the hardware has it natively, float32 elsewhere. Losses are always float32."""
+    """auto: bf16 autocast where the hardware has it natively, float32 elsewhere. fp16 (for GPUs without bf16) scales
+    the loss. Losses are always float32."""
     compile: bool = False
     """Compile each network with torch.compile. A bare nn.Sequential is compiled for unmixed batches only."""
     evaluate_every: int = 1

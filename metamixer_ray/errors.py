@@ -17,6 +17,10 @@ class CheckpointError(UserError):
     """A checkpoint is torn, missing, or belongs to another configuration; the message says which and why."""
 
 
+class TornCheckpoint(CheckpointError):
+    """A checkpoint is not as it was written: files are missing, cut off or changed. An older one may be whole."""
+
+
 class TrainingFailed(RuntimeError):
     """A training ended before its last epoch; the message says why, and how to go on."""
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from metamixer_ray.data import Batch, normalise
 from metamixer_ray.mesh import PeerMesh
-from metamixer_ray.precision import autocast
+from metamixer_ray.precision import Arithmetic, autocast
 
 ECE_BINS = 15
 
@@ -94,11 +94,11 @@ class Evaluation:
 
 
 def probabilities_of(
-    network: nn.Module, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], precision: str
+    network: nn.Module, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], precision: Arithmetic
 ) -> Tensor:
     """Softmax of a network's logits for uint8 ``images`` [B, 3, H, W] on its device: float32 [B, C]."""
     inputs = normalise(images, mean, std).contiguous(memory_format=torch.channels_last)
-    with autocast("bf16" if precision == "bf16" else "float32", images.device):
+    with autocast(precision, images.device):
         logits = network(inputs)
     return F.softmax(logits.float(), dim=1)
 
@@ -111,7 +111,7 @@ def predictions(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     device: torch.device,
-    precision: str,
+    precision: Arithmetic,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What ``networks``, which are on ``device``, say of each batch: probabilities float32 [N, B, C], labels int64 [B].
 
@@ -139,7 +139,7 @@ def evaluate(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     device: torch.device,
-    precision: str,
+    precision: Arithmetic,
     listen: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Evaluation:
     """Score ``network`` on ``batches``, which must be the same on all ranks of one replica index.

@@ -14,13 +14,13 @@ from ray.train.torch import TorchConfig
 
 from metamixer_ray.capacity import WorkerResources
 from metamixer_ray.config import TrainConfig, to_settings
+from metamixer_ray.departure import HearSigterm
 from metamixer_ray.errors import TrainingDiverged, TrainingFailed, UserError
 from metamixer_ray.flags import Diverged
-from metamixer_ray.folder import RunFolder
+from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.interruption import aside
 from metamixer_ray.placement import missing_now, scaling
-from metamixer_ray.reporting import EpochReporter, first_line
-from metamixer_ray.restoring import repair_snapshot
+from metamixer_ray.reporting import HOPELESS, EpochReporter, first_line, tell
 from metamixer_ray.runs import journal_of
 from metamixer_ray.session import ray_worker
 from metamixer_ray.starting import PeersTrainer, SafeStarts, give_back
@@ -34,6 +34,8 @@ COLLECTIVE_TIMEOUT_SECONDS = 300
 LOOK_SECONDS = 0.2
 # Once told to stop, workers have so long to end with a checkpoint, and then to end.
 CHECKPOINT_SECONDS, STOP_SECONDS = 20.0, 15.0
+# Beside the file that the controller writes to: is there once it is to end the training.
+STOP = "stop"
 
 
 class Listener(Protocol):
@@ -84,6 +86,8 @@ def fit(
     if any(row["epoch"] == config.epochs for row in journal.rows()):
         return journal.rows()
     give_back(folder)
+    # Ray's own record of checkpoints, in folders of earlier versions; it would miss those that are gone since.
+    folder.remove("checkpoint_manager_snapshot.json")
     waiting = Waiting(lambda: missing_now(config, resources), console.note)
     waiting.begin()
     waiting.look()
@@ -96,7 +100,6 @@ def fit(
                 "config": to_settings(config),
                 "threads": resources.threads,
                 "folder": folder.uri,
-                "start": repair_snapshot(folder, len(config.peers)),
                 "key": key,
             },
             torch_config=TorchConfig(backend=resources.backend, timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
@@ -106,12 +109,12 @@ def fit(
                 storage_path=folder.root.rpartition("/")[0],
                 storage_filesystem=folder.filesystem,
                 failure_config=ray.train.FailureConfig(max_failures=config.placement.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.run.keep_checkpoints),
                 logging_config=ray.train.LoggingConfig(log_level="INFO" if config.run.verbose else "ERROR"),
                 callbacks=[
-                    EpochReporter(folder.uri, config.peers, str(live)),
+                    EpochReporter(folder.uri, config.peers, str(live), config.run.keep_checkpoints),
+                    HearSigterm(),
                     SafeStarts(str(live), folder.uri, config.placement.max_failures),
-                    StopWhenTold(str(live.with_name("stop"))),
+                    StopWhenTold(str(live.with_name(STOP))),
                 ],
             ),
         )
@@ -123,7 +126,7 @@ def fit(
 
             def train() -> None:
                 try:
-                    trainer.fit()
+                    outlive_controllers(trainer, folder, live)
                 finally:
                     over.set()
 
@@ -147,6 +150,23 @@ def fit(
     return rows
 
 
+def outlive_controllers(trainer: PeersTrainer, folder: RunFolder, live: Path) -> None:
+    """Run ``trainer`` to its end, again from the last checkpoint where its controller died, which Ray Train leaves to
+    us. It gives up after ``HOPELESS`` deaths in a row without a checkpoint in between."""
+    deaths, newest = 0, checkpoint_names(folder)[:1]
+    while True:
+        try:
+            trainer.fit()
+            return
+        except ray.exceptions.RayActorError:
+            deaths = deaths + 1 if checkpoint_names(folder)[:1] == newest else 1
+            if deaths >= HOPELESS or live.with_name(STOP).exists():
+                raise
+        newest = checkpoint_names(folder)[:1]
+        tell(live, {"event": "failure", "message": "the training's controller died"})
+        give_back(folder)
+
+
 def end(ticker: Ticker, live: Path, over: threading.Event, console: Listener) -> None:
     """End a training that is under way, with a checkpoint where there is something to keep, and wait until ``over``."""
     try:
@@ -155,7 +175,7 @@ def end(ticker: Ticker, live: Path, over: threading.Event, console: Listener) ->
             over.wait(CHECKPOINT_SECONDS)
     finally:
         # A notebook lives on, and nothing of the training should.
-        live.with_name("stop").touch()
+        live.with_name(STOP).touch()
         over.wait(STOP_SECONDS)
 
 
@@ -190,7 +210,7 @@ def follow(
                     event = json.loads(line)
                     if event["event"] == "epoch":
                         writer.offer([event["row"]])
-                    elif event["event"] == "failure":
+                    elif event["event"] in ("failure", "left"):
                         ticker.rest()
                     show(event, console, waiting)
                 if last_look:
@@ -198,7 +218,7 @@ def follow(
                 if (at := ticker.look()) is not None:
                     console.step(*at)
                 if stop.is_set():
-                    live.with_name("stop").touch()
+                    live.with_name(STOP).touch()
                 done.wait(LOOK_SECONDS)
 
     watcher = threading.Thread(target=watch, name="console", daemon=True)
@@ -216,7 +236,10 @@ def show(event: dict[str, Any], console: Listener, waiting: Waiting) -> None:
     if event["event"] == "epoch":
         console.epoch(event["row"])
     elif event["event"] == "failure":
-        console.warn(f"a worker failed ({event['message']}); going on from the last checkpoint")
+        console.warn(f"{event['message']}; going on from the last checkpoint")
+        waiting.begin()
+    elif event["event"] == "left":
+        console.warn("a machine is being taken away; what was trained is kept, and goes on elsewhere")
         waiting.begin()
     elif event["event"] == "waiting":
         waiting.look(in_vain=True)

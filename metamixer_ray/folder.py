@@ -1,6 +1,8 @@
 """The run folder: local or on any filesystem that pyarrow knows."""
 
-from collections.abc import Mapping
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ from pyarrow import fs
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.tracking import files
 from metamixer_ray.tracking.naming import masked
+
+_CHECKPOINT = re.compile(r"checkpoint-epoch(\d+)(?:-step(\d+))?")
 
 
 class RunFolder:
@@ -96,10 +100,45 @@ class RunFolder:
         value: dict[str, Any] | None = files.read_json(self.filesystem, self.path(name))
         return value
 
-    def fetch(self, name: str, target: Path) -> Path:
-        """A folder inside as a local path, copied to ``target`` when it is elsewhere."""
+    def remove_folder(self, name: str) -> None:
+        """Delete a folder inside with all that is in it, if it is there."""
+        if self.exists(name):
+            self.filesystem.delete_dir(self.path(name))
+
+    def fetch(self, name: str, target: Path, files: Sequence[str] | None = None) -> Path:
+        """A folder inside as a local path, copied to ``target`` when it is elsewhere.
+
+        Args:
+            files: what is wanted of it, as far as it is there; None: all.
+        """
         if self.local:
             return self.local / name
         target.mkdir(parents=True, exist_ok=True)
-        fs.copy_files(self.path(name), str(target), source_filesystem=self.filesystem)
+        if files is None:
+            fs.copy_files(self.path(name), str(target), source_filesystem=self.filesystem)
+        for file in files or ():
+            if self.exists(f"{name}/{file}"):
+                fs.copy_files(self.path(f"{name}/{file}"), str(target / file), source_filesystem=self.filesystem)
         return target
+
+    def fill(self, name: str, write: Callable[[Path], None]) -> None:
+        """Have ``write`` put files into a folder inside, by way of a temporary one when that is elsewhere."""
+        if self.local:
+            (self.local / name).mkdir(parents=True, exist_ok=True)
+            write(self.local / name)
+            return
+        with tempfile.TemporaryDirectory(prefix="metamixer_ray-") as scratch:
+            write(Path(scratch))
+            files.make_parent(self.filesystem, self.path(f"{name}/any"))
+            fs.copy_files(scratch, self.path(name), destination_filesystem=self.filesystem)
+
+
+def checkpoint_name(epoch: int, step: int = 0) -> str:
+    """The name of the checkpoint after so many epochs and so many steps of the next."""
+    return f"checkpoint-epoch{epoch:04d}" + (f"-step{step:06d}" if step else "")
+
+
+def checkpoint_names(folder: RunFolder) -> list[str]:
+    """Names of the checkpoints in a run's folder, newest first, whole or not."""
+    found = [(match, name) for name in folder.children() if (match := _CHECKPOINT.fullmatch(name))]
+    return [name for _, name in sorted(found, key=lambda f: (int(f[0][1]), int(f[0][2] or 0)), reverse=True)]

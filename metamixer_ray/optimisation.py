@@ -82,7 +82,7 @@ def build_optimizer(config: OptimisationConfig, peer: int, *modules: nn.Module) 
     groups = ([p for p in module.parameters() if p.requires_grad] for module in modules)
     parameters = [{"params": group} for group in groups if group]
     if for_peer(config.optimizer, peer) == "sgd":
-        return torch.optim.SGD(
+        sgd = torch.optim.SGD(
             parameters,
             lr=lr,
             momentum=config.momentum,
@@ -90,6 +90,11 @@ def build_optimizer(config: OptimisationConfig, peer: int, *modules: nn.Module) 
             weight_decay=weight_decay,
             fused=True,
         )
+        if config.momentum:
+            # A first step that is left out would leave torch (2.14) with momenta of whatever was in memory.
+            for parameter in (p for group in sgd.param_groups for p in group["params"]):
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     return torch.optim.AdamW(parameters, lr=lr, betas=(config.momentum, 0.999), weight_decay=weight_decay, fused=True)
 
 

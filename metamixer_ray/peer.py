@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,9 @@ from metamixer_ray.mesh import PeerMesh
 from metamixer_ray.mixing import Mixer, build_mixer
 from metamixer_ray.networks import StagedNetwork, common_stages
 from metamixer_ray.optimisation import build_optimizer
-from metamixer_ray.precision import resolve_precision
+from metamixer_ray.precision import Arithmetic, resolve_precision
 from metamixer_ray.preparation import batch_order, build_peers, peer_distiller
+from metamixer_ray.stepping import Stepper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Peer:
     config: TrainConfig
     mesh: PeerMesh
     device: torch.device
-    precision: Literal["bf16", "float32"]
+    precision: Arithmetic
     splits: Splits
     order: BatchOrder
     network: StagedNetwork
@@ -34,6 +34,8 @@ class Peer:
     buffers: Sequence[Tensor]
     """The network's buffers, listed once: to find them takes milliseconds."""
     optimizer: torch.optim.Optimizer
+    stepper: Stepper
+    """Takes its steps."""
     mixer: Mixer
     distiller: Distiller
     learnt: nn.Module | None
@@ -67,17 +69,20 @@ def set_up(config: TrainConfig, mesh: PeerMesh, device: torch.device, splits: Sp
         # three replicas or more are summed. It leaves them as they are where parameters might be unused.
         exact = device.type == "cpu"
         forward = DistributedDataParallel(forward, process_group=mesh.replica_group, find_unused_parameters=exact)
+    precision = resolve_precision(config.precision, device)
+    optimizer = build_optimizer(config.optimisation, mesh.peer, *modules)
     return Peer(
         config=config,
         mesh=mesh,
         device=device,
-        precision=resolve_precision(config.precision, device),
+        precision=precision,
         splits=splits,
         order=batch_order(config, splits),
         network=network,
         forward=forward,
         buffers=list(network.buffers()),
-        optimizer=build_optimizer(config.optimisation, mesh.peer, *modules),
+        optimizer=optimizer,
+        stepper=Stepper(optimizer, precision, device),
         mixer=build_mixer(config.mixing),
         distiller=distiller,
         learnt=learnt,

@@ -16,6 +16,10 @@ from metamixer_ray.growth import Growth, at_most, startable
 
 # The controller looks at its workers this often (seconds): epochs of small sets are shorter than Ray's default of 2 s.
 POLL_SECONDS = "0.25"
+# A worker that doesn't answer for so long is taken for hung. It answers beside its training, however long a step takes.
+HUNG_SECONDS = "60"
+# Workers that wait for a hung one can't leave their process group in good order, so nobody waits for it long.
+LEAVE_GROUP_SECONDS = "5"
 # Nodes that a launcher or Kubernetes started have it.
 _NODE_GROUP = "ray.io/node-group"
 
@@ -27,6 +31,8 @@ def connect(placement: PlacementConfig, *, verbose: bool = False) -> None:
         ConfigError: no cluster answers at the address.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", HUNG_SECONDS)
+    os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", LEAVE_GROUP_SECONDS)
     # Ray prints a note about its accelerator variable on every CPU-only worker otherwise.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # A person's own network or data may open files by names relative to where they started it.

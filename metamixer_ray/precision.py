@@ -1,4 +1,4 @@
-"""Which arithmetic a worker uses: bf16 autocast where the hardware has it natively, float32 elsewhere."""
+"""Which arithmetic a worker uses: bf16 autocast where the hardware has it natively, float32 elsewhere, or fp16."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -7,7 +7,10 @@ import torch
 
 from metamixer_ray.errors import ConfigError
 
-Precision = Literal["auto", "bf16", "float32"]
+Precision = Literal["auto", "bf16", "fp16", "float32"]
+Arithmetic = Literal["bf16", "fp16", "float32"]
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def native_bf16(device: torch.device) -> bool:
@@ -19,7 +22,7 @@ def native_bf16(device: torch.device) -> bool:
     )
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf16", "float32"]:
+def resolve_precision(precision: Precision, device: torch.device) -> Arithmetic:
     """What ``--precision`` means on this device.
 
     Raises:
@@ -29,13 +32,14 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf
         return "bf16" if native_bf16(device) else "float32"
     if precision == "bf16" and device.type == "cuda" and not native_bf16(device):
         raise ConfigError(
-            f"--precision bf16: {torch.cuda.get_device_name(device)} has no native bf16; use --precision float32"
+            f"--precision bf16: {torch.cuda.get_device_name(device)} has no native bf16; use --precision fp16 or "
+            "float32"
         )
     return precision
 
 
-def autocast(precision: Literal["bf16", "float32"], device: torch.device) -> AbstractContextManager[object]:
+def autocast(precision: Arithmetic, device: torch.device) -> AbstractContextManager[object]:
     """The context that a forward pass runs in."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_HALF[precision])

@@ -13,8 +13,9 @@ from typing import Any
 
 import ray.train
 
+from metamixer_ray.departure import LeavingGroup
 from metamixer_ray.errors import UserError
-from metamixer_ray.folder import RunFolder
+from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.tracking import Journal
 
 # Failures in a row without any progress in between: the same thing would happen again.
@@ -63,28 +64,42 @@ def assemble_row(reports: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> 
 
 @dataclass
 class EpochReporter(ray.train.UserCallback):
-    """Writes each epoch's row once: to the journal, and to ``live`` for the driver's console and MLflow."""
+    """Writes each epoch's row once: to the journal, and to ``live`` for the driver's console and MLflow. Keeps the
+    latest checkpoints, ``keep`` of them."""
 
     folder_uri: str
     peers: tuple[str, ...]
     live: str
+    keep: int
     _failures: int = 0
     _journal: Journal | None = field(default=None, repr=False)
 
     def _tell(self, event: Mapping[str, Any]) -> None:
-        with Path(self.live).open("a") as file:
-            file.write(json.dumps(event) + "\n")
+        tell(self.live, event)
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """See :class:`ray.train.UserCallback`."""
         event = metrics[0]["event"]
         if event == "restored":
+            for warning in metrics[0]["warnings"]:
+                self._tell({"event": "warning", "message": warning})
             # What was reported before a restart, all of it again: no progress, but rows may be missing.
             self._record(zip(*(told["reports"] for told in metrics), strict=True))
             return
         self._failures = 0
         if event == "epoch":
             self._record([metrics])
+        if (name := metrics[0]["checkpoint"]) is not None:
+            self._forget_before(name)
+        if event == "checkpoint" and any(told["leaving"] for told in metrics):
+            LeavingGroup.leaving = True
+
+    def _forget_before(self, name: str) -> None:
+        """Delete the checkpoints that are older than the ``keep`` latest up to ``name``, which is whole."""
+        folder = RunFolder(self.folder_uri)
+        names = checkpoint_names(folder)
+        for old in names[names.index(name) + self.keep :]:
+            folder.remove_folder(old)
 
     def _record(self, epochs: Iterable[Sequence[Mapping[str, Any]]]) -> None:
         """Write the rows of epochs, each the reports of all ranks, unless they are there already."""
@@ -107,7 +122,13 @@ class EpochReporter(ray.train.UserCallback):
         told = "; ".join(sorted({f"{type(c).__name__}: {first_line(c)}" for c in causes}))
         if self._failures >= HOPELESS:
             raise RuntimeError(f"the workers failed {HOPELESS} times in a row without any progress; last: {told}")
-        self._tell({"event": "failure", "message": told})
+        self._tell({"event": "failure", "message": f"a worker failed ({told})"})
+
+
+def tell(live: str | Path, event: Mapping[str, Any]) -> None:
+    """Add an event to the file that the driver's console follows."""
+    with Path(live).open("a") as file:
+        file.write(json.dumps(event) + "\n")
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -1,28 +1,91 @@
-"""Finding a run's newest whole checkpoint again, whatever a kill left half-written beside it."""
+"""Finding a run's newest whole checkpoint again, whatever was left half-written or damaged beside it."""
 
-import json
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from metamixer_ray.checkpoint import read_peer
+import torch.distributed as dist
+
+from metamixer_ray.checkpoint import Progress, put_back, read_peer, read_told
 from metamixer_ray.config import TrainConfig, identity
 from metamixer_ray.data import Splits
-from metamixer_ray.errors import CheckpointError
-from metamixer_ray.folder import RunFolder
+from metamixer_ray.errors import CheckpointError, TornCheckpoint
+from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.networks import StagedNetwork
+from metamixer_ray.peer import Peer
 
-# Ray Train's record of the checkpoints in a run folder. It is rewritten in place, so a kill can leave half of it.
-SNAPSHOT = "checkpoint_manager_snapshot.json"
 
-_NAME = re.compile(r"checkpoint-epoch(\d+)(?:-step(\d+))?")
+class Checkpoints(Protocol):
+    """Where a training's checkpoints are."""
+
+    def checkpoints(self) -> list[str]:
+        """Their names, newest first."""
+
+    def recorded(self) -> int:
+        """How many epochs are on record: there were that many whole checkpoints at least."""
+
+    def fetch(self, name: str, peers: Sequence[int]) -> Path:
+        """A local folder with the files of ``peers`` of one of them, as far as they are there."""
 
 
 def checkpoint_identity(config: TrainConfig, splits: Splits) -> dict[str, Any]:
     """What a checkpoint belongs to: the settings that decide the weights, and the very images."""
     return {**identity(config), "data_fingerprint": splits.fingerprint}
+
+
+def restore(peer: Peer, kept: Checkpoints) -> tuple[Progress | None, list[str]]:
+    """Put the newest checkpoint that is whole for all peers back into this one's. All ranks call it together.
+
+    Returns:
+        How far it is (None: nothing was kept yet, all starts anew), and what was wrong with newer ones.
+
+    Raises:
+        CheckpointError: it belongs to another configuration or version, or none is whole although epochs are on record.
+    """
+    mesh, identified = peer.mesh, checkpoint_identity(peer.config, peer.splits)
+    world = peer.config.workers
+    names, recorded = _shared((kept.checkpoints(), kept.recorded()), world)[0]
+    passed_over: list[str] = []
+    for name in names:
+        peers = [mesh.peer] if peer.stale is None else list(range(mesh.peers))
+        folder = kept.fetch(name, peers)
+        saved, problem = _read(folder, mesh.peer, identified)
+        # A checkpoint is whole only where all peers find theirs.
+        problems = [told for told in _shared(problem, world) if told is not None]
+        for told in problems:
+            if not isinstance(told, TornCheckpoint):
+                raise told
+        if problems:
+            passed_over.append(f"{name} is not whole: {problems[0]}")
+            continue
+        progress = put_back(saved, peer.network.network, peer.optimizer, peer.learnt, peer.stepper)
+        if peer.stale is not None:
+            peer.stale.refresh(read_told(folder, mesh.peers, identified))
+        return progress, [f"{told}; going on from {name}" for told in passed_over]
+    if recorded:
+        found = passed_over[0] if passed_over else "there is none"
+        raise CheckpointError(
+            f"{recorded} epochs are on record, but there is no whole checkpoint to go on from ({found}); "
+            "choose another --name to train anew"
+        )
+    return None, [f"{told}; starting anew" for told in passed_over]
+
+
+def _read(folder: Path, peer: int, identified: Mapping[str, Any]) -> tuple[dict[str, Any], CheckpointError | None]:
+    """A peer's part of a checkpoint, and what is wrong with it."""
+    try:
+        return read_peer(folder, peer, identified), None
+    except CheckpointError as error:
+        return {}, error
+
+
+def _shared(value: Any, world: int) -> list[Any]:
+    """What every rank gave, by rank."""
+    everybody = [value] * world
+    if world > 1:
+        dist.all_gather_object(everybody, value)
+    return everybody
 
 
 def newest_checkpoint(
@@ -37,10 +100,8 @@ def newest_checkpoint(
     Raises:
         CheckpointError: there is none; tells what is wrong with the newest.
     """
-    found = [(match, name) for name in folder.children() if (match := _NAME.fullmatch(name))]
-    found.sort(key=lambda f: (int(f[0][1]), int(f[0][2] or 0)), reverse=True)
     problem = f"there is no checkpoint in {folder}; was this run trained at all?"
-    for index, (_, name) in enumerate(found):
+    for index, name in enumerate(checkpoint_names(folder)):
         local = folder.fetch(name, scratch / name)
         try:
             return name, [read_peer(local, peer, expected) for peer in range(peers)]
@@ -59,25 +120,3 @@ def load_trained(networks: Sequence[StagedNetwork], folder: RunFolder, expected:
         _, peers = newest_checkpoint(folder, len(networks), Path(scratch), expected)
         for network, saved in zip(networks, peers, strict=True):
             network.network.load_state_dict(saved["network"])
-
-
-def repair_snapshot(folder: RunFolder, peers: int) -> str | None:
-    """Put a half-written snapshot aside.
-
-    Returns:
-        The checkpoint to start from instead; None where there is a whole snapshot, or no checkpoint.
-    """
-    content = folder.read(SNAPSHOT)
-    if content is not None:
-        try:
-            json.loads(content)
-        except ValueError:
-            folder.write(f"{SNAPSHOT}.torn", content)
-            folder.filesystem.delete_file(folder.path(SNAPSHOT))
-        else:
-            return None
-    with tempfile.TemporaryDirectory(prefix="metamixer_ray-") as scratch:
-        try:
-            return newest_checkpoint(folder, peers, Path(scratch))[0]
-        except CheckpointError:
-            return None

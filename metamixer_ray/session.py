@@ -1,9 +1,8 @@
 """A worker's side of Ray Train: who it is, where it starts from, whom it tells."""
 
 import tempfile
-import threading
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,15 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.train import CheckpointUploadMode
 
+from metamixer_ray import departure
 from metamixer_ray.allocation import keep_freed_memory
+from metamixer_ray.checkpoint import peer_files
 from metamixer_ray.config import from_settings
-from metamixer_ray.folder import RunFolder
+from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.mesh import Host, build_mesh, seats
 from metamixer_ray.placement import selectors
+from metamixer_ray.runs import METRICS
 from metamixer_ray.ticker import Ticker
 from metamixer_ray.worker import WriteCheckpoint, train_peer
 
@@ -28,65 +29,58 @@ class RaySession:
 
     Args:
         folder: the run's.
-        start: name of a checkpoint in it to start from while Ray Train knows of none.
         ticker: where the first worker notes its steps.
     """
 
-    def __init__(self, folder: RunFolder, start: str | None, ticker: Ticker) -> None:
-        self._folder, self._start = folder, start
+    def __init__(self, folder: RunFolder, ticker: Ticker) -> None:
+        self._folder = folder
         self._scratch = tempfile.TemporaryDirectory(prefix="metamixer_ray-")
-        self._storage = ray.train.get_context().get_storage()
-        self._written = threading.Event()
-        self._written.set()
         self._ticker = ticker if dist.get_rank() == 0 else None
+        self._courier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="courier")
+        self._under_way: Future[None] | None = None
 
-    def start_from(self) -> Path | None:
-        checkpoint, target = ray.train.get_checkpoint(), Path(self._scratch.name) / "start"
-        if checkpoint is not None:
-            return Path(checkpoint.to_directory(str(target)))
-        return None if self._start is None else self._folder.fetch(self._start, target)
+    def checkpoints(self) -> list[str]:
+        return checkpoint_names(self._folder)
+
+    def recorded(self) -> int:
+        # The controller may be writing to it, so it is only looked at.
+        return (self._folder.read(METRICS) or b"").count(b"\n")
+
+    def fetch(self, name: str, peers: Sequence[int]) -> Path:
+        wanted = [file for peer in peers for file in peer_files(peer)]
+        return self._folder.fetch(name, Path(self._scratch.name) / name, wanted)
 
     def report(self, metrics: dict[str, Any], write: WriteCheckpoint | None, name: str | None) -> None:
-        if write is None:
-            ray.train.report(metrics, checkpoint_dir_name=name, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
-            return
         # Training goes on while files are written and uploaded; a storage slower than the checkpoints come holds
         # it up here, rather than let them pile up in memory.
         self.finish()
-        folder = Path(tempfile.mkdtemp(dir=self._scratch.name))
-        self._written.clear()
-        ray.train.report(
-            metrics,
-            checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
-            checkpoint_dir_name=name,
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=partial(self._upload, write),
-        )
+        told = {**metrics, "checkpoint": name, "leaving": departure.due()}
+        self._under_way = self._courier.submit(self._deliver, told, write, name)
 
     def stepped(self, epoch: int, step: int, steps: int) -> None:
         if self._ticker is not None:
             self._ticker.note(epoch, step, steps)
 
     def told_to_stop(self) -> bool:
-        return self._ticker is not None and self._ticker.stopping
+        return departure.due() or (self._ticker is not None and self._ticker.stopping)
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is where it belongs."""
-        self._written.wait()
+        """Wait until what was reported last is where it belongs."""
+        if self._under_way is not None:
+            self._under_way.result()
 
-    def _upload(self, write: WriteCheckpoint, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        try:
-            write(Path(checkpoint.path))
-            return self._storage.persist_current_checkpoint(checkpoint, name)
-        finally:
-            self._written.set()
+    def _deliver(self, metrics: Mapping[str, Any], write: WriteCheckpoint | None, name: str | None) -> None:
+        if write is not None and name is not None:
+            self._folder.fill(name, write)
+        # Only when all ranks' files are there do all ranks' reports become one, see EpochReporter.
+        ray.train.report(dict(metrics))
 
 
 def ray_worker(settings: Mapping[str, Any]) -> None:
     """The function that Ray Train runs on every worker.
 
     Args:
-        settings: ``config``, ``threads``, the run's ``folder`` and ``key``, the checkpoint to ``start`` from or None.
+        settings: ``config``, ``threads``, the run's ``folder`` and ``key``.
     """
     config = from_settings(settings["config"])
     torch.set_num_threads(settings["threads"])
@@ -100,6 +94,6 @@ def ray_worker(settings: Mapping[str, Any]) -> None:
         dist.all_gather_object(hosts, Host(here.get_node_id(), dict(here.get_node_labels())))
     seating = seats(wanted, len(config.peers), config.placement.replicas, hosts)
     mesh = build_mesh(len(config.peers), config.placement.replicas, device, seating)
-    session = RaySession(RunFolder(settings["folder"]), settings["start"], Ticker(settings["key"]))
+    session = RaySession(RunFolder(settings["folder"]), Ticker(settings["key"]))
     train_peer(config, mesh, device, session)
     session.finish()

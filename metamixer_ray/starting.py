@@ -5,10 +5,8 @@ again without giving back what the first group had reserved, and then waits for 
 what Ray keeps to itself, it is through the attribute and the callback that are there to be replaced.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import ray
@@ -20,11 +18,13 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.controller.state import RunningState
+from ray.train.v2._internal.execution.controller.state import PreemptingState, RestartingState, RunningState
 from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from metamixer_ray.departure import LeavingGroup
 from metamixer_ray.folder import RunFolder
+from metamixer_ray.reporting import tell
 
 # Starts that fail in a row: the next would fail as well.
 HOPELESS_STARTS = 3
@@ -33,7 +33,7 @@ SIGN_OF_LIFE_SECONDS = 10.0
 RESERVED = ".reserved"
 
 
-class TidyWorkerGroup(WorkerGroup):
+class TidyWorkerGroup(LeavingGroup):
     """A group that gives everything back when it can't be started, and says so in a way that is tried again."""
 
     allowed: ClassVar[int] = HOPELESS_STARTS
@@ -130,12 +130,13 @@ class SafeStarts(ControllerCallback, WorkerGroupCallback):
         """See :class:`ControllerCallback`."""
         error = getattr(getattr(current_state, "training_failed_error", None), "controller_failure", None)
         if isinstance(error, WorkerGroupStartupFailedError):
-            self._tell({"event": "failure", "message": str(error)})
+            self._tell({"event": "failure", "message": f"a worker failed ({error})"})
         elif isinstance(error, WorkerGroupStartupTimeoutError):
             self._tell({"event": "waiting"})
         elif isinstance(current_state, RunningState) and not isinstance(previous_state, RunningState):
             self._tell({"event": "placed"})
+        elif isinstance(previous_state, PreemptingState) and isinstance(current_state, RestartingState):
+            self._tell({"event": "left"})
 
     def _tell(self, event: Mapping[str, Any]) -> None:
-        with Path(self.live).open("a") as file:
-            file.write(json.dumps(event) + "\n")
+        tell(self.live, event)

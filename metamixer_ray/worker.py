@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metamixer_ray.checkpoint import Progress, read_told, restore_peer, take_snapshot
+from metamixer_ray.checkpoint import Progress, take_snapshot
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.data import Batch, ImageSet, eval_batches, load_splits, normalise, train_batches
 from metamixer_ray.distill import (
@@ -23,6 +23,7 @@ from metamixer_ray.distill import (
     ErrorProducts,
     GeneralTeacher,
     Own,
+    PeersDrifted,
     StaleCopies,
     attention_agreement,
     exchanges_statistics,
@@ -37,6 +38,7 @@ from metamixer_ray.distill import (
 )
 from metamixer_ray.evaluation import Evaluation, evaluate
 from metamixer_ray.flags import MAX_SKIPPED_IN_A_ROW, agree_on_images, diverged, share_flags
+from metamixer_ray.folder import checkpoint_name
 from metamixer_ray.mesh import PeerMesh, share_buffers
 from metamixer_ray.meters import Clock, Meters, gather_stages
 from metamixer_ray.mixing import draw_plan, mix_images, mix_tap, mix_targets
@@ -46,18 +48,15 @@ from metamixer_ray.peer import Peer, set_up
 from metamixer_ray.precision import autocast
 from metamixer_ray.preparation import READ_AS, part_of
 from metamixer_ray.randomness import seed_torch, torch_seed
-from metamixer_ray.restoring import checkpoint_identity
+from metamixer_ray.restoring import Checkpoints, checkpoint_identity, restore
 
 EVALUATION_BATCH = 500
 
 WriteCheckpoint = Callable[[Path], None]
 
 
-class Session(Protocol):
-    """What surrounds a worker: where it starts from and whom it tells."""
-
-    def start_from(self) -> Path | None:
-        """A checkpoint folder to continue from, or None for a fresh start."""
+class Session(Checkpoints, Protocol):
+    """What surrounds a worker: the checkpoints that it starts from, and whom it tells."""
 
     def report(self, metrics: dict[str, Any], write: WriteCheckpoint | None, name: str | None) -> None:
         """Hand over metrics and, where ``write`` is given, have it write this rank's files of checkpoint ``name``.
@@ -69,7 +68,8 @@ class Session(Protocol):
         """``step`` of the ``steps`` of ``epoch`` (from 1) are done. Called after every step: it must cost nothing."""
 
     def told_to_stop(self) -> bool:
-        """Whether this rank was asked to end, with a checkpoint. Called before every step: it must cost nothing."""
+        """Whether this rank was asked to end, with a checkpoint, or has to leave its place. Called before every step:
+        it must cost nothing."""
 
 
 def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, session: Session) -> None:
@@ -78,21 +78,18 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
     Raises:
         UserError: bad data, a checkpoint that doesn't fit, a network that can't be built.
         Diverged: values stay non-finite; names the peer.
-        PeersDrifted: peers are at different steps, which can't be mended.
+        PeersDrifted: peers are at different steps.
     """
     splits = load_splits(config.dataset)
     agree_on_images(splits.fingerprint, config.workers)
     peer = set_up(config, mesh, device, part_of(config, splits, mesh.peer))
-    identified = checkpoint_identity(config, peer.splits)
-    progress, start = Progress(), session.start_from()
-    if start is not None:
-        progress = restore_peer(start, mesh.peer, peer.network.network, peer.optimizer, identified, peer.learnt)
-        if peer.stale is not None:
-            peer.stale.refresh(read_told(start, mesh.peers, identified))
+    restored, warnings = restore(peer, session)
+    progress = restored or Progress()
+    if restored or warnings:
         # Whoever keeps the rows may have died between taking checkpoints and writing their rows. A row that is there
         # already is not written twice. The file is the first replica's, so each says again who it is.
         reports = [json.loads(report) | {"replica": mesh.replica} for report in progress.reports]
-        session.report({"event": "restored", "reports": reports}, None, None)
+        session.report({"event": "restored", "reports": reports, "warnings": warnings}, None, None)
     stopping = False
     while progress.epoch < config.epochs and not stopping:
         stopping = train_epoch(peer, progress, session)
@@ -130,12 +127,18 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
         # After an epoch's last step the next checkpoint is near, but for somebody who can't wait for the evaluation.
         if flags.wish_stop or (flags.wish_checkpoint and progress.step < peer.order.steps_per_epoch):
             progress.sums, progress.epoch_seconds = meters.shared(mesh.replica_group, peer.device), clock.seconds()
-            name = f"checkpoint-epoch{epoch:04d}-step{progress.step:06d}"
+            name = checkpoint_name(epoch, progress.step)
             session.report({"event": "checkpoint"}, checkpoint_writer(peer, progress), name)
             clock.checkpointed()
             if flags.wish_stop:
                 return True
 
+    if progress.step != peer.order.steps_per_epoch:
+        # Others would wait in the exchange for a rank that waits in the evaluation.
+        raise PeersDrifted(
+            f"peer {mesh.peer} ({config.peers[mesh.peer]}), replica {mesh.replica}, ran out of batches after step "
+            f"{progress.step} of {peer.order.steps_per_epoch} of epoch {epoch + 1}"
+        )
     train_seconds = clock.since_start()
     scores, test = evaluate_epoch(peer, epoch)
     progress.elapsed += clock.seconds()
@@ -163,7 +166,7 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
     }
     progress.epoch, progress.step, progress.sums, progress.epoch_seconds = epoch + 1, 0, {}, 0.0
     progress.reports.append(json.dumps(report))
-    session.report(report, checkpoint_writer(peer, progress), f"checkpoint-epoch{epoch + 1:04d}")
+    session.report(report, checkpoint_writer(peer, progress), checkpoint_name(epoch + 1))
     return False
 
 
@@ -230,7 +233,7 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, wish: Control) -
         beside=statistics_message(statistics),
         # What not all would hear, nobody may act on.
         control=wish if exchange is peer.exchange else Control(step=wish.step),
-        also_finite=cross_entropy,
+        also_finite=cross_entropy + peer.stepper.broken,
     )
     hits = targets.gather(1, logits.argmax(dim=1, keepdim=True)).mean()
     for group in peer.optimizer.param_groups:
@@ -244,7 +247,7 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, wish: Control) -
     loss = cross_entropy + kd_weight * kd
     if config.distillation.statistics_weight > 0:
         loss = loss + config.distillation.statistics_weight * unlikeness
-    loss.backward()
+    peer.stepper.backward(loss)
 
     # Read only now: a GPU has long heard of the others, so this doesn't hold it up.
     flags = share_flags(heard.control, mesh, device)
@@ -253,10 +256,11 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, wish: Control) -
         # statistics of BatchNorm have already seen it, and would never forget a NaN.
         for buffer, old in zip(peer.buffers, before, strict=True):
             buffer.copy_(old)
+        peer.stepper.skip()
         return flags
     if peer.learnt is not None:
         average_gradients(peer.learnt, mesh.replica_group)
-    peer.optimizer.step()
+    peer.stepper.step()
 
     meters.add(loss=loss, cross_entropy=cross_entropy, train_top1=hits)
     if exchange is peer.exchange or len(own.stale):
@@ -290,6 +294,7 @@ def checkpoint_writer(peer: Peer, progress: Progress) -> WriteCheckpoint | None:
         checkpoint_identity(peer.config, peer.splits),
         peer.learnt,
         None if peer.stale is None else peer.stale.told,
+        peer.stepper,
     ).write
 
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metamixer_ray.distill import flat_state
 from metamixer_ray.networks import StagedNetwork
-from metamixer_ray.precision import autocast
-
-Arithmetic = Literal["bf16", "float32"]
+from metamixer_ray.precision import Arithmetic, autocast
 
 ROUNDS = 5
 FIRST_ROWS = 8

@@ -33,8 +33,14 @@ def configured(**settings: Any) -> TrainConfig:
 class Silent:
     """A session that starts afresh and keeps nothing."""
 
-    def start_from(self) -> Path | None:
-        return None
+    def checkpoints(self) -> list[str]:
+        return []
+
+    def recorded(self) -> int:
+        return 0
+
+    def fetch(self, name: str, peers: Sequence[int]) -> Path:
+        raise AssertionError("there is nothing to fetch")
 
     def report(self, metrics: dict[str, Any], write: worker.WriteCheckpoint | None, name: str | None) -> None:
         pass

@@ -16,7 +16,7 @@ def digest(values: Tensor) -> str:
 
 
 class Tiny(nn.Module):
-    """Two stages and a head. ``spoil_from`` .. ``spoil_to``: training steps (from 0) whose logits are NaN."""
+    """Two stages and a head. ``spoil``, ``spoil_gradient``: steps (from 0) whose logits or gradients are NaN."""
 
     stage_names = ("one", "two")
 
@@ -30,6 +30,7 @@ class Tiny(nn.Module):
         spoil: range = range(0),
         spoil_rank: int | None = None,
         spoil_evaluation: bool = False,
+        spoil_gradient: range = range(0),
     ) -> None:
         super().__init__()
         self.one = self._stage(3, width, norm)
@@ -37,6 +38,7 @@ class Tiny(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.head = nn.Linear(2 * width, classes)
         self.spoil, self.spoil_rank, self.spoil_evaluation = spoil, spoil_rank, spoil_evaluation
+        self.spoil_gradient = spoil_gradient
         self.steps = 0
 
     @staticmethod
@@ -52,6 +54,8 @@ class Tiny(nn.Module):
             spoiled = self.steps in self.spoil and self.spoil_rank in (None, dist.get_rank())
             self.steps += 1
         logits = self.head(self.drop(self.two(self.one(images)).mean((2, 3))))
+        if self.training and self.steps - 1 in self.spoil_gradient:
+            logits.register_hook(lambda gradient: gradient * torch.nan)
         return logits * torch.nan if spoiled else logits
 
 
@@ -89,3 +93,11 @@ def broken_for_ever(classes: int) -> nn.Module:
 
 def broken_on_the_last_rank(classes: int) -> nn.Module:
     return Tiny(classes, spoil=range(1, 10**9), spoil_rank=3)
+
+
+def overflowing_once(classes: int) -> nn.Module:
+    return Tiny(classes, spoil_gradient=range(2, 3))
+
+
+def overflowing_for_ever(classes: int) -> nn.Module:
+    return Tiny(classes, spoil_gradient=range(3, 10**6))

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from metamixer_ray.checkpoint import Progress, read_peer, restore_peer, take_snapshot
+from metamixer_ray.checkpoint import Progress, put_back, read_peer, take_snapshot
 from metamixer_ray.config import TrainConfig, identity
-from metamixer_ray.errors import CheckpointError
+from metamixer_ray.errors import CheckpointError, TornCheckpoint
 
 IDENTITY = identity(TrainConfig())
 
@@ -54,7 +54,7 @@ def test_a_network_goes_on_as_if_it_had_never_stopped(tmp_path: Path, kind: str)
     progress = Progress(epoch=2, step=3, total_steps=13, elapsed=1 / 7, sums={"loss": 0.1}, reports=reports)
     take_snapshot(4, network, optimizer, progress, IDENTITY).write(tmp_path)
     twin, twins_optimizer = trained(2, kind)
-    assert restore_peer(tmp_path, 4, twin, twins_optimizer, IDENTITY) == progress
+    assert put_back(read_peer(tmp_path, 4, IDENTITY), twin, twins_optimizer) == progress
     for one, other in ((network, optimizer), (twin, twins_optimizer)):
         torch.manual_seed(3)
         step(one, other)
@@ -77,7 +77,7 @@ def test_progress_comes_back_exactly(tmp_path_factory: pytest.TempPathFactory, p
     network = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     take_snapshot(0, network, optimizer, progress, {}).write(folder)
-    assert restore_peer(folder, 0, network, optimizer, {}) == progress
+    assert put_back(read_peer(folder, 0, {}), network, optimizer) == progress
 
 
 def test_what_is_written_later_is_what_was_then(tmp_path: Path) -> None:
@@ -108,8 +108,9 @@ def test_what_would_run_on_loading_does_not(saved: Path) -> None:
     torch.save({"network": Evil()}, saved / "peer0.pt")
     manifest = json.loads((saved / "peer0.json").read_text())
     manifest["sha256"] = hashlib.sha256((saved / "peer0.pt").read_bytes()).hexdigest()
+    del manifest["checksum"]
     (saved / "peer0.json").write_text(json.dumps(manifest))
-    with pytest.raises(Exception, match=r"(?i)weights.only"):
+    with pytest.raises(CheckpointError, match=r"peer0\.pt holds something else than tensors and numbers: .*"):
         read_peer(saved, 0)
     assert not (saved / "ran").exists()
 
@@ -119,7 +120,7 @@ def test_a_checkpoint_from_before_an_option_goes_on_with_its_default(tmp_path: P
     now = identity(TrainConfig())
     before = {name: value for name, value in now.items() if name not in ("stale_steps", "kd_burn_in_epochs")}
     take_snapshot(0, network, optimizer, Progress(epoch=2), before).write(tmp_path)
-    assert restore_peer(tmp_path, 0, network, optimizer, now).epoch == 2
+    assert put_back(read_peer(tmp_path, 0, now), network, optimizer).epoch == 2
     with pytest.raises(CheckpointError, match=r"kd_burn_in_epochs was 0\.0 and is now 3\.0"):
         read_peer(tmp_path, 0, now | {"kd_burn_in_epochs": 3.0})
 
@@ -143,7 +144,7 @@ def cut_manifest(folder: Path) -> None:
 def rewrite(**changes: Any) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         manifest = json.loads((folder / "peer0.json").read_text())
-        manifest.update(changes)
+        manifest.update({"checksum": ..., **changes})
         kept = {k: v for k, v in manifest.items() if v is not ...}
         (folder / "peer0.json").write_text(json.dumps(kept))
 
@@ -161,18 +162,33 @@ def rewrite(**changes: Any) -> Callable[[Path], None]:
         (lambda folder: (folder / "peer0.json").write_text("[1]"), r"peer0\.json is torn"),
         (lambda folder: (folder / "peer0.json").write_bytes(b"\xff"), r"peer0\.json is torn"),
         (rewrite(sha256=...), r"peer0\.json is torn"),
-        (rewrite(format=99), r"checkpoint format 99, this version reads 2"),
+        (rewrite(checksum="other"), r"peer0\.json is not the manifest that was written .*torn or changed"),
+        (rewrite(peer=1), r"peer0\.json is the manifest of peer 1"),
+        (rewrite(identity=7), r"peer0\.json is torn"),
     ],
 )
 def test_what_is_wrong_with_it_is_told(saved: Path, damage: Callable[[Path], None], told: str) -> None:
     damage(saved)
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(TornCheckpoint, match=told):
         read_peer(saved, 0, IDENTITY)
 
 
+def test_one_of_another_version_is_not_taken_for_torn(saved: Path) -> None:
+    rewrite(format=99)(saved)
+    with pytest.raises(CheckpointError, match=r"checkpoint format 99, this version reads 2") as caught:
+        read_peer(saved, 0, IDENTITY)
+    assert not isinstance(caught.value, TornCheckpoint)
+
+
 def test_another_peers_file_is_missing(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"peer1\.json is missing"):
+    with pytest.raises(TornCheckpoint, match=r"peer1\.json is missing"):
         read_peer(saved, 1)
+
+
+def test_a_checkpoint_that_fits_no_network_of_ours_is_refused(saved: Path) -> None:
+    network = nn.Linear(2, 3)
+    with pytest.raises(CheckpointError, match=r"doesn't fit this training .*choose another --name"):
+        put_back(read_peer(saved, 0), network, torch.optim.SGD(network.parameters(), lr=0.1))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from metamixer_ray.checkpoint import Progress, take_snapshot
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.errors import CheckpointError
 from metamixer_ray.folder import RunFolder
-from metamixer_ray.restoring import SNAPSHOT, newest_checkpoint, repair_snapshot
+from metamixer_ray.restoring import newest_checkpoint
 from tests.data.drawing import picture
 from tests.spine.pool import Pool
 from tests.spine.training import learn_together
@@ -61,18 +61,6 @@ def test_none_at_all_says_what_is_wrong_with_the_newest(folder: RunFolder, tmp_p
         newest_checkpoint(folder, 2, tmp_path / "scratch", {"seed": 1})
     with pytest.raises(CheckpointError, match="there is no checkpoint in"):
         newest_checkpoint(RunFolder(str(tmp_path / "figures")), 2, tmp_path / "scratch")
-
-
-def test_a_half_written_snapshot_is_put_aside(folder: RunFolder, tmp_path: Path) -> None:
-    (tmp_path / SNAPSHOT).write_text('{"checkpoint_results": []}')
-    assert repair_snapshot(folder, 2) is None
-    assert (tmp_path / SNAPSHOT).exists()
-    (tmp_path / SNAPSHOT).write_text('{"checkpoint_resu')
-    # Also for one who is stopped again before there is another checkpoint.
-    for _ in range(2):
-        assert repair_snapshot(folder, 2) == "checkpoint-epoch10000"
-        assert not (tmp_path / SNAPSHOT).exists()
-    assert repair_snapshot(folder.inside("nothing"), 2) is None
 
 
 def draw_tree(root: Path, brightness: int) -> None:

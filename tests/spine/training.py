@@ -1,6 +1,7 @@
 """Trainings without Ray: a session that keeps checkpoints and reports in a folder, and the job that a rank runs."""
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,16 +35,25 @@ class FolderSession:
         self,
         folder: Path,
         *,
-        start: str | None = None,
+        start: Sequence[str] | str | None = None,
+        recorded: int = 0,
         stop_after: str | None = None,
         told_at: tuple[int, int] | None = None,
     ) -> None:
-        self.folder, self.start, self.stop_after, self.told_at = folder, start, stop_after, told_at
+        self.folder, self.stop_after, self.told_at = folder, stop_after, told_at
+        self.start = [start] if isinstance(start, str) else list(start or ())
+        self.on_record = recorded
         self.at = (0, 0)
         folder.mkdir(parents=True, exist_ok=True)
 
-    def start_from(self) -> Path | None:
-        return None if self.start is None else self.folder / self.start
+    def checkpoints(self) -> list[str]:
+        return self.start
+
+    def recorded(self) -> int:
+        return self.on_record
+
+    def fetch(self, name: str, peers: Sequence[int]) -> Path:
+        return self.folder / name
 
     def stepped(self, epoch: int, step: int, steps: int) -> None:
         with (self.folder / f"rank{dist.get_rank()}.steps").open("a") as file:
@@ -104,15 +114,18 @@ class Outcome:
 def learn_together(
     config: TrainConfig,
     folder: Path,
-    start: str | None = None,
+    start: Sequence[str] | str | None = None,
     stop_after: str | None = None,
     seating: list[int] | None = None,
     witnessed: bool = True,
     told_at: tuple[int, int] | None = None,
+    recorded: int = 0,
 ) -> Outcome:
     """The job of one rank: train its peer in ``folder``. Unwitnessed, it tells of no targets and logits.
 
     Args:
+        start: the checkpoint that the session knows of, or several, newest first.
+        recorded: how many epochs it has on record.
         told_at: epoch and step (from 1) after which the first rank is told to stop.
     """
     networks.SEEN.clear()
@@ -123,7 +136,7 @@ def learn_together(
     witness = Witness()
     with witness if witnessed else nullcontext():
         try:
-            session = FolderSession(folder, start=start, stop_after=stop_after, told_at=told_at)
+            session = FolderSession(folder, start=start, recorded=recorded, stop_after=stop_after, told_at=told_at)
             train_peer(config, mesh, torch.device("cpu"), session)
         except Stopped:
             ended = "stopped"

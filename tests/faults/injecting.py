@@ -1,0 +1,193 @@
+"""Faults, and the training of two tiny peers that they are injected into."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from metamixer_ray.folder import RunFolder, checkpoint_names
+from tests.e2e import tiny
+from tests.e2e.waiting import wait_for, workers
+from tests.faults.test_torn_checkpoints import DAMAGES, damage
+
+HUNG_SECONDS = "8"
+"""Instead of the minute that a worker has to answer, so that many may hang within the time of a test."""
+
+
+@dataclass
+class Stage:
+    """A cluster of two nodes and a training on it, the driver a process of its own."""
+
+    cluster: Any
+    words: list[str]
+    folder: Path
+    """The run's."""
+    dice: random.Random
+    told: list[str] = field(default_factory=list)
+    """What the drivers printed."""
+    driver: subprocess.Popen[str] | None = None
+
+    def run(self) -> None:
+        """Start the driver, or start it again."""
+        environment = {**os.environ, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": HUNG_SECONDS}
+        self.driver = subprocess.Popen(
+            [sys.executable, "-m", "metamixer_ray.train", *self.words, "--resume-or-start"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+
+    def ended(self) -> int | None:
+        """The driver's exit status, None while it runs."""
+        assert self.driver is not None
+        return self.driver.poll()
+
+    def reap(self) -> int:
+        """Wait for the driver's end; its exit status."""
+        assert self.driver is not None
+        self.told.append(self.driver.communicate(timeout=600)[0])
+        return self.driver.returncode
+
+
+def processes(name: str) -> list[psutil.Process]:
+    """Ray's processes of this name under this one."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def _send(victims: list[psutil.Process], number: int) -> None:
+    for victim in victims:
+        with suppress(psutil.NoSuchProcess):
+            victim.send_signal(number)
+
+
+def _one(victims: list[psutil.Process], dice: random.Random) -> list[psutil.Process]:
+    return [dice.choice(victims)] if victims else []
+
+
+def kill_worker(stage: Stage) -> None:
+    _send(_one(workers(os.getpid()), stage.dice), signal.SIGKILL)
+
+
+def kill_workers(stage: Stage) -> None:
+    _send(workers(os.getpid()), signal.SIGKILL)
+
+
+def hang_worker(stage: Stage) -> None:
+    _send(_one(workers(os.getpid()), stage.dice), signal.SIGSTOP)
+
+
+def terminate_worker(stage: Stage) -> None:
+    _send(_one(workers(os.getpid()), stage.dice), signal.SIGTERM)
+
+
+def kill_controller(stage: Stage) -> None:
+    _send(processes("ray::TrainController"), signal.SIGKILL)
+
+
+def kill_driver(stage: Stage) -> None:
+    assert stage.driver is not None
+    stage.driver.kill()
+    stage.reap()
+    stage.run()
+
+
+def stop_driver(stage: Stage) -> None:
+    assert stage.driver is not None
+    stage.driver.terminate()
+    stage.reap()
+    stage.run()
+
+
+def lose_node(stage: Stage) -> None:
+    """The machine is gone without a word, and after a while another comes."""
+    lost = stage.cluster.worker_nodes.copy().pop()
+    stage.cluster.remove_node(lost, allow_graceful=False)
+    time.sleep(stage.dice.uniform(0, 3))
+    stage.cluster.add_node(num_cpus=1)
+
+
+def take_node(stage: Stage) -> None:
+    """The machine is taken with a notice of 30 seconds; another one is there before."""
+    (old,) = (node for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"] and not _is_head(node))
+    leaving = stage.cluster.worker_nodes.copy().pop()
+    stage.cluster.add_node(num_cpus=1)
+    words = ["--address", stage.cluster.address, "--node-id", old["NodeID"], "--deadline-remaining-seconds", "30"]
+    words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    drain = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words]
+    subprocess.run(drain, check=True, capture_output=True)
+    time.sleep(30)
+    stage.cluster.remove_node(leaving, allow_graceful=False)
+
+
+def _is_head(node: dict[str, Any]) -> bool:
+    return "node:__internal_head__" in node["Resources"]
+
+
+def tear_checkpoint(stage: Stage) -> None:
+    """The newest checkpoint is damaged, and a worker dies, so that it would be needed."""
+    for name in checkpoint_names(RunFolder(str(stage.folder)))[:1]:
+        with suppress(OSError):
+            damage(stage.folder / name, stage.dice.choice(DAMAGES), stage.dice)
+    kill_worker(stage)
+
+
+FAULTS: dict[str, Callable[[Stage], None]] = {
+    "a worker is killed": kill_worker,
+    "all workers are killed": kill_workers,
+    "a worker hangs": hang_worker,
+    "a worker gets SIGTERM": terminate_worker,
+    "the controller is killed": kill_controller,
+    "the driver is killed": kill_driver,
+    "the driver gets SIGTERM": stop_driver,
+    "a node is lost": lose_node,
+    "a node is taken with notice": take_node,
+    "the newest checkpoint is damaged": tear_checkpoint,
+}
+
+
+@contextmanager
+def two_nodes() -> Iterator[Any]:
+    """A cluster of a head without workers and a node of one CPU beside one of its own."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    try:
+        cluster.add_node(num_cpus=1, include_dashboard=False)
+        cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def settings(**changed: Any) -> dict[str, Any]:
+    """Of the training that is disturbed."""
+    return {"checkpoint_seconds": 2, "evaluate_every": 5, "train_limit": 960, **changed}
+
+
+def stage_on(cluster: Any, storage: Path, name: str, seed: int, **changed: Any) -> Stage:
+    """A training that is ready to be started on a cluster."""
+    words = [*tiny.flags(storage, name=name, **settings(**changed)), "--address", cluster.address]
+    return Stage(cluster, words, storage / "runs" / name, random.Random(seed))
+
+
+def training(stage: Stage) -> bool:
+    """Whether its workers are there, or its driver ended: then a fault may come."""
+    return wait_for(lambda: stage.ended() is not None or len(workers(os.getpid())) == 2, seconds=180)
