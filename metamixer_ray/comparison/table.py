@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -91,7 +92,7 @@ def metrics(standings: Sequence[Standing]) -> dict[str, float]:
     """MLflow's metrics of the comparison: ``dml+metamixer`` has ``dml-metamixer/mean``, ``.../gain``, ..."""
     found: dict[str, float] = {}
     for standing in standings:
-        key = standing.method.name.replace("+", "-").replace("=", "_").replace(",", "_")
+        key = re.sub(r"[^\w.-]", "_", standing.method.name.replace("+", "-"))
         for name, value in _SCORES.items():
             if (over := standing.spread(value)) is not None:
                 found[f"{key}/{name}"] = over.mean
