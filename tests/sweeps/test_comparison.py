@@ -69,7 +69,7 @@ def test_independent_is_what_a_baseline_trains() -> None:
         (["dml+kd_weight=["], r"'\[' in 'dml\+kd_weight=\[' is not a value"),
         (["dml+mixer=cutmix"], r"dml\+mixer=cutmix: name the mixer without mixer=, as in dml\+metamixer"),
         ([], r"--methods: name at least one"),
-        (["dml+kd_weight=-1"], r"dml\+kd_weight=-1: configuration: --kd-weight must be a number of at least 0, not -1.0$"),
+        (["dml+kd_weight=-1"], r"dml\+kd_weight=-1: configuration: --kd-weight must be .* at least 0, not -1.0$"),
         (["okddip"], r"--methods: okddip: --distiller okddip needs at least three --peers"),
     ],
 )
