@@ -70,7 +70,7 @@ def as_csv(standings: Sequence[Standing]) -> str:
 
 
 def trainings_csv(standings: Sequence[Standing]) -> str:
-    """A line per training and peer, from which all else was computed."""
+    """A line per training and peer, from which all else was computed; the last three are the training's."""
     return _csv(
         [
             {
@@ -78,12 +78,13 @@ def trainings_csv(standings: Sequence[Standing]) -> str:
                 "seed": outcome.seed,
                 "peer": peer,
                 "top1": top1,
-                **{name: _SCORES[name](outcome) for name in ("ensemble", "nll", "ece")},
-                **{name: _SCORES[name](outcome) for name in ("step_seconds", "bytes_per_step")},
+                "nll": nll,
+                "ece": ece,
+                **{name: _SCORES[name](outcome) for name in ("ensemble", "step_seconds", "bytes_per_step")},
             }
             for standing in standings
             for outcome in standing.outcomes
-            for peer, top1 in enumerate(outcome.top1)
+            for peer, (top1, nll, ece) in enumerate(zip(outcome.top1, outcome.nlls, outcome.eces, strict=True))
         ]
     )
 

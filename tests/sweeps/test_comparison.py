@@ -31,8 +31,15 @@ TRAINING = TrainConfig(peers=("resnet8", "resnet8"))
 
 
 def outcome(seed: int, *top1: float, nll: float = 1.0, step_seconds: float = 0.1, sent: float = 100.0) -> Outcome:
+    nlls, eces = tuple(nll + peer for peer in range(len(top1))), (0.1,) * len(top1)
     return Outcome(
-        seed=seed, top1=top1, ensemble=max(top1), nll=nll, ece=0.1, step_seconds=step_seconds, bytes_per_step=sent
+        seed=seed,
+        top1=top1,
+        ensemble=max(top1),
+        nlls=nlls,
+        eces=eces,
+        step_seconds=step_seconds,
+        bytes_per_step=sent,
     )
 
 
@@ -180,6 +187,8 @@ def test_the_numbers_for_programs_are_the_tables() -> None:
     assert lines[3]["mean"] == lines[2]["mean_sd"] == ""
     each = list(csv.DictReader(io.StringIO(trainings_csv(shown))))
     assert len(each) == (2 + 2 + 1) * 2
+    assert [float(line["nll"]) for line in each if line["method"] == "dml"] == [1.0, 2.0, 1.0, 2.0]
+    assert float(lines[1]["nll"]) == 1.5
     assert fmean(float(line["top1"]) for line in each if line["method"] == "dml") == pytest.approx(0.60)
     summary = json.loads(json.dumps([facts(standing) for standing in shown]))
     assert summary[1]["gain"]["mean"] == pytest.approx(0.03)
