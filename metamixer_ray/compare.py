@@ -55,6 +55,7 @@ def compare(config: CompareConfig, board: Board | None = None) -> dict[str, Any]
     methods = read_methods(config.methods, training)
     splits = load_splits(training.dataset, processes=os.cpu_count() or 1)
     part = part_of(training, splits, peer=0)
+    build_peers(training, classes=len(splits.classes), image_size=splits.train.image_size)
     for method in methods:
         chosen = with_settings(training, method.settings)
         try:

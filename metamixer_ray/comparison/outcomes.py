@@ -27,7 +27,7 @@ class Outcome:
     nlls: tuple[float, ...]
     """Of each peer, in nats; infinite where it is not finite."""
     eces: tuple[float, ...]
-    """Of each peer, the expected calibration error."""
+    """Of each peer, the expected calibration error; infinite where it is not finite."""
     step_seconds: float
     """Of a training step, without evaluation; the median epoch's."""
     bytes_per_step: float
@@ -58,11 +58,16 @@ def read_outcome(rows: Sequence[Mapping[str, Any]], seed: int, batch_size: int) 
         seed=seed,
         top1=tuple(peer["top1"] for peer in peers),
         ensemble=(last["ensemble"] or peers[0])["top1"],
-        nlls=tuple(math.inf if peer["nll"] is None else peer["nll"] for peer in peers),
-        eces=tuple(peer["ece"] for peer in peers),
+        nlls=tuple(_or_infinite(peer["nll"]) for peer in peers),
+        eces=tuple(_or_infinite(peer["ece"]) for peer in peers),
         step_seconds=batch_size / median(speeds),
         bytes_per_step=fmean(row["exchange"]["bytes_per_step"] for row in rows),
     )
+
+
+def _or_infinite(value: float | None) -> float:
+    """A score from a row, which has None for what isn't finite."""
+    return math.inf if value is None else value
 
 
 @dataclass(frozen=True)

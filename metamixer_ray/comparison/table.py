@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -22,18 +23,23 @@ _SCORES: dict[str, Callable[[Outcome], float]] = {
 
 
 def facts(standing: Standing) -> dict[str, Any]:
-    """A standing as plain numbers, for ``summary.json``; shares are fractions."""
+    """A standing as plain numbers, for ``summary.json``; shares are fractions, and what isn't finite is None, since
+    JSON has no such numbers."""
     spreads = {name: standing.spread(value) for name, value in _SCORES.items()}
     return {
         "method": standing.method.name,
         "settings": dict(standing.method.settings),
         "seeds": [outcome.seed for outcome in standing.outcomes],
         "failed": list(standing.failed),
-        **{name: None if found is None else asdict(found) for name, found in spreads.items()},
+        **{name: None if found is None else _finite(found) for name, found in spreads.items()},
         "gain": None if standing.gain is None else asdict(standing.gain),
         "step_ratio": standing.step_ratio,
         "bytes_ratio": standing.bytes_ratio,
     }
+
+
+def _finite(found: Spread) -> dict[str, float | None]:
+    return {name: value if value is None or math.isfinite(value) else None for name, value in asdict(found).items()}
 
 
 def as_markdown(standings: Sequence[Standing]) -> str:
