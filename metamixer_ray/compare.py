@@ -17,7 +17,7 @@ from metamixer_ray.comparison.outcomes import CONFIDENCE, Outcome, Standing, com
 from metamixer_ray.comparison.table import as_csv, as_markdown, facts, metrics, trainings_csv
 from metamixer_ray.config import with_settings
 from metamixer_ray.data import load_splits
-from metamixer_ray.errors import TrainingFailed
+from metamixer_ray.errors import ConfigError, TrainingFailed, UserError
 from metamixer_ray.placement import connect
 from metamixer_ray.preparation import batch_order, build_peers, part_of
 from metamixer_ray.runs import journal_of
@@ -55,10 +55,14 @@ def compare(config: CompareConfig, board: Board | None = None) -> dict[str, Any]
     methods = read_methods(config.methods, training)
     splits = load_splits(training.dataset, processes=os.cpu_count() or 1)
     part = part_of(training, splits, peer=0)
+    build_peers(training, classes=len(splits.classes), image_size=splits.train.image_size)
     for method in methods:
         chosen = with_settings(training, method.settings)
-        build_peers(chosen, classes=len(splits.classes), image_size=splits.train.image_size)
-        batch_order(chosen, part_of(chosen, splits, peer=0))
+        try:
+            build_peers(chosen, classes=len(splits.classes), image_size=splits.train.image_size)
+            batch_order(chosen, part_of(chosen, splits, peer=0))
+        except UserError as error:
+            raise ConfigError(f"--methods: {method.name}: {error}") from None
     protocol = facts_of(config)
     sweep = open_sweep(COMPARISON, training, protocol, "-".join(training.peers))
     connect(training.placement, verbose=training.run.verbose)

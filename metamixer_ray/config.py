@@ -275,6 +275,8 @@ def from_settings(settings: Mapping[str, Any], *, source: str = "configuration")
         return TypeAdapter(TrainConfig).validate_python(nested)
     except ValidationError as error:
         first = error.errors()[0]
+        if isinstance(own := first.get("ctx", {}).get("error"), ConfigError):
+            raise ConfigError(f"{source}: {own}") from None
         where = next((str(part) for part in reversed(first["loc"]) if isinstance(part, str)), "?")
         raise ConfigError(f"{source}: {where}: {first['msg']} (it is {first['input']!r})") from None
 

@@ -34,8 +34,16 @@ class RunOptions:
     """Folder that already holds a named torchvision set."""
 
     def dataset(self, image_size: int) -> DataConfig | None:
-        """The other data, brought to the size that the networks were trained on; None for the run's own."""
+        """The other data, brought to the size that the networks were trained on; None for the run's own.
+
+        Raises:
+            ConfigError: how it is to be read without what it is.
+        """
         if self.data is None:
+            for name in ("image_column", "label_column", "data_root"):
+                if getattr(self, name) is not None:
+                    option = f"--{name.replace('_', '-')}"
+                    raise ConfigError(f"{option} says how --data is to be read, and there is none: give --data too")
             return None
         return DataConfig(
             data=self.data,
@@ -76,7 +84,7 @@ class TrainedRun:
 def find_run(text: str) -> RunFolder:
     """The folder that ``text`` means: a path or URI, else a name in the default storage."""
     if "://" in text or Path(text).expanduser().exists():
-        return RunFolder(text)
+        return RunFolder(text, option="RUN")
     return storage_of(TrainConfig()).inside(text)
 
 

@@ -101,7 +101,7 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
     config, mesh, epoch = peer.config, peer.mesh, progress.epoch
     meters = Meters(progress.sums)
     clock = Clock(already=progress.epoch_seconds)
-    images_seen = steps = 0
+    steps = 0
     peer.exchange.reset_cost()
     peer.forward.train()
     for batch in train_batches(
@@ -118,7 +118,7 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
         wish = Control(step=progress.total_steps, wish_checkpoint=due, wish_stop=session.told_to_stop())
         flags = learn(peer, batch, epoch, meters, wish)
         progress.step, progress.total_steps = batch.step + 1, progress.total_steps + 1
-        images_seen, steps = images_seen + len(batch.labels) * mesh.replicas, steps + 1
+        steps += 1
         session.stepped(epoch + 1, progress.step, peer.order.steps_per_epoch)
         progress.skipped_steps += bool(flags.nonfinite)
         progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if flags.nonfinite else 0
@@ -139,7 +139,7 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
             f"peer {mesh.peer} ({config.peers[mesh.peer]}), replica {mesh.replica}, ran out of batches after step "
             f"{progress.step} of {peer.order.steps_per_epoch} of epoch {epoch + 1}"
         )
-    train_seconds = clock.since_start()
+    train_seconds, all_train_seconds = clock.since_start(), clock.seconds()
     scores, test = evaluate_epoch(peer, epoch)
     progress.elapsed += clock.seconds()
     cost = peer.exchange.cost()
@@ -151,7 +151,8 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
         "replica": mesh.replica,
         "seconds": clock.seconds(),
         "elapsed": progress.elapsed,
-        "images_per_second": images_seen / train_seconds if images_seen else None,
+        # Of the whole epoch: one that was resumed after its last step has none left to measure.
+        "images_per_second": peer.order.images_per_epoch / all_train_seconds,
         "split": "test" if peer.splits.validation is None else "validation",
         "train": gather_stages(meters.means(mesh.replica_group, peer.device), "attention_agreement")
         | {"lr": peer.optimizer.param_groups[0]["lr"]},

@@ -31,9 +31,11 @@ def read_methods(words: Sequence[str], training: TrainConfig) -> list[Method]:
     """Methods in the order of their names on the command line, the reference first where nobody names it.
 
     Raises:
-        ConfigError: an unknown part, a setting that isn't the method's, a method that is named twice or that
-            ``training`` can't be trained with.
+        ConfigError: no method at all, an unknown part, a setting that isn't the method's, a method that is named
+            twice or that ``training`` can't be trained with.
     """
+    if not words:
+        raise ConfigError("--methods: name at least one, such as dml+metamixer")
     methods = [read_method(word) for word in words]
     names = [method.name for method in methods]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -60,7 +62,7 @@ def read_method(word: str) -> Method:
     for part in parts:
         name, is_setting, value = part.partition("=")
         if is_setting:
-            others[_setting(name, word)] = yaml.safe_load(value)
+            others[_setting(name, word)] = _value(value, word)
             continue
         kind = _kind(part, word)
         if kind in chosen:
@@ -87,8 +89,17 @@ def _kind(part: str, word: str) -> str:
     )
 
 
+def _value(text: str, word: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--methods: {text!r} in {word!r} is not a value; a list is [0.1,0.2]") from None
+
+
 def _setting(name: str, word: str) -> str:
     key, known = name.replace("-", "_"), sections()
+    if key in ("distiller", "mixer"):
+        raise ConfigError(f"--methods: {word}: name the {key} without {name}=, as in dml+metamixer")
     open_settings = [n for n, section in known.items() if section in _OPEN_SECTIONS and n not in ("distiller", "mixer")]
     if key in open_settings:
         return key
@@ -108,4 +119,7 @@ def _hint(word: str, known: Sequence[str]) -> str:
 
 
 def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    """What :func:`_value` reads as the same again."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
+    return "null" if value is None else str(value)

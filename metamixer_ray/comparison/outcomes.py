@@ -24,10 +24,10 @@ class Outcome:
     top1: tuple[float, ...]
     """Of each peer."""
     ensemble: float
-    nll: float
-    """Mean of the peers, in nats; infinite where a peer's is not finite."""
-    ece: float
-    """Mean of the peers' expected calibration errors."""
+    nlls: tuple[float, ...]
+    """Of each peer, in nats; infinite where it is not finite."""
+    eces: tuple[float, ...]
+    """Of each peer, the expected calibration error; infinite where it is not finite."""
     step_seconds: float
     """Of a training step, without evaluation; the median epoch's."""
     bytes_per_step: float
@@ -37,6 +37,16 @@ class Outcome:
     def mean(self) -> float:
         """Top-1 of the peers' mean."""
         return fmean(self.top1)
+
+    @property
+    def nll(self) -> float:
+        """Mean of the peers."""
+        return fmean(self.nlls)
+
+    @property
+    def ece(self) -> float:
+        """Mean of the peers."""
+        return fmean(self.eces)
 
 
 def read_outcome(rows: Sequence[Mapping[str, Any]], seed: int, batch_size: int) -> Outcome:
@@ -48,11 +58,16 @@ def read_outcome(rows: Sequence[Mapping[str, Any]], seed: int, batch_size: int) 
         seed=seed,
         top1=tuple(peer["top1"] for peer in peers),
         ensemble=(last["ensemble"] or peers[0])["top1"],
-        nll=fmean(math.inf if peer["nll"] is None else peer["nll"] for peer in peers),
-        ece=fmean(peer["ece"] for peer in peers),
+        nlls=tuple(_or_infinite(peer["nll"]) for peer in peers),
+        eces=tuple(_or_infinite(peer["ece"]) for peer in peers),
         step_seconds=batch_size / median(speeds),
         bytes_per_step=fmean(row["exchange"]["bytes_per_step"] for row in rows),
     )
+
+
+def _or_infinite(value: float | None) -> float:
+    """A score from a row, which has None for what isn't finite."""
+    return math.inf if value is None else value
 
 
 @dataclass(frozen=True)

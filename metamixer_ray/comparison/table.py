@@ -2,6 +2,8 @@
 
 import csv
 import io
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -21,18 +23,23 @@ _SCORES: dict[str, Callable[[Outcome], float]] = {
 
 
 def facts(standing: Standing) -> dict[str, Any]:
-    """A standing as plain numbers, for ``summary.json``; shares are fractions."""
+    """A standing as plain numbers, for ``summary.json``; shares are fractions, and what isn't finite is None, since
+    JSON has no such numbers."""
     spreads = {name: standing.spread(value) for name, value in _SCORES.items()}
     return {
         "method": standing.method.name,
         "settings": dict(standing.method.settings),
         "seeds": [outcome.seed for outcome in standing.outcomes],
         "failed": list(standing.failed),
-        **{name: None if found is None else asdict(found) for name, found in spreads.items()},
+        **{name: None if found is None else _finite(found) for name, found in spreads.items()},
         "gain": None if standing.gain is None else asdict(standing.gain),
         "step_ratio": standing.step_ratio,
         "bytes_ratio": standing.bytes_ratio,
     }
+
+
+def _finite(found: Spread) -> dict[str, float | None]:
+    return {name: value if value is None or math.isfinite(value) else None for name, value in asdict(found).items()}
 
 
 def as_markdown(standings: Sequence[Standing]) -> str:
@@ -69,7 +76,7 @@ def as_csv(standings: Sequence[Standing]) -> str:
 
 
 def trainings_csv(standings: Sequence[Standing]) -> str:
-    """A line per training and peer, from which all else was computed."""
+    """A line per training and peer, from which all else was computed; the last three are the training's."""
     return _csv(
         [
             {
@@ -77,12 +84,13 @@ def trainings_csv(standings: Sequence[Standing]) -> str:
                 "seed": outcome.seed,
                 "peer": peer,
                 "top1": top1,
-                **{name: _SCORES[name](outcome) for name in ("ensemble", "nll", "ece")},
-                **{name: _SCORES[name](outcome) for name in ("step_seconds", "bytes_per_step")},
+                "nll": nll,
+                "ece": ece,
+                **{name: _SCORES[name](outcome) for name in ("ensemble", "step_seconds", "bytes_per_step")},
             }
             for standing in standings
             for outcome in standing.outcomes
-            for peer, top1 in enumerate(outcome.top1)
+            for peer, (top1, nll, ece) in enumerate(zip(outcome.top1, outcome.nlls, outcome.eces, strict=True))
         ]
     )
 
@@ -91,7 +99,7 @@ def metrics(standings: Sequence[Standing]) -> dict[str, float]:
     """MLflow's metrics of the comparison: ``dml+metamixer`` has ``dml-metamixer/mean``, ``.../gain``, ..."""
     found: dict[str, float] = {}
     for standing in standings:
-        key = standing.method.name.replace("+", "-").replace("=", "_").replace(",", "_")
+        key = re.sub(r"[^\w.-]", "_", standing.method.name.replace("+", "-"))
         for name, value in _SCORES.items():
             if (over := standing.spread(value)) is not None:
                 found[f"{key}/{name}"] = over.mean

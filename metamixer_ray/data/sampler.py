@@ -114,6 +114,11 @@ class BatchOrder:
         sizes = np.full(self.steps_per_epoch, short) + (np.arange(self.steps_per_epoch) < longer)
         self._ends: Ints = np.cumsum(sizes) * replicas * self._unit_rows
 
+    @property
+    def images_per_epoch(self) -> int:
+        """Rows of all batches of an epoch together, those that are shown twice counted twice."""
+        return int(self._ends[-1])
+
     def epoch(self, epoch: int) -> list[Ints]:
         """The ``steps_per_epoch`` global batches of ``epoch``: positions in the training set, int64 [b]
         each."""

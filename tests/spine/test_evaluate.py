@@ -117,6 +117,7 @@ def test_places_and_devices_that_are_none_get_one_error(
     for words, problem in (
         (["--report", str(tmp_path / "file" / "report")], "--report"),
         (["--report", str(tmp_path / "report"), "--device", "cpu"], f"--report {tmp_path}/report can't be written"),
+        (["--data-root", str(tmp_path)], "--data-root says how --data is to be read, and there is none"),
         (["--device", "nothing"], "--device nothing can't be used"),
         (["--device", "meta"], "--device meta can't be used"),
     ):

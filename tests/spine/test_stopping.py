@@ -36,6 +36,8 @@ def test_told_inside_an_epoch_all_stop_after_the_next_step_and_go_on_as_if_nothi
     assert left == f"checkpoint-epoch0000-step{end:06d}"
     after = pool.run(world, learn_together, config, tmp_path / "told", left)
     assert [o.epochs for o in after] == [o.epochs for o in through]
+    told = [report for o in after for report in o.reports if report["event"] == "epoch"]
+    assert all(report["images_per_second"] > 0 for report in told)
     for peer in range(len(config.peers)):
         one, two = (read_peer(tmp_path / run / "checkpoint-epoch0002", peer) for run in ("through", "told"))
         assert all(torch.equal(value, two["network"][name]) for name, value in one["network"].items())
