@@ -72,9 +72,20 @@ class Snapshot:
     identity: Mapping[str, Any]
 
     def write(self, folder: Path) -> None:
-        """The peer's two files; the manifest last, so that a torn write is never taken for whole."""
+        """The peer's two files; the manifest last, so that a torn write is never taken for whole.
+
+        Raises:
+            OSError: the folder can't be written, or has no room.
+        """
         weights, manifest_file = (folder / name for name in peer_files(self.peer))
-        torch.save(dict(self.content), weights)
+        try:
+            with weights.open("wb") as file:
+                torch.save(dict(self.content), file)
+        except RuntimeError as error:
+            # torch says of a full disk that a position is unexpected, and keeps the reason to itself.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         manifest = {
             "format": FORMAT,
             "peer": self.peer,

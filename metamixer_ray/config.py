@@ -79,6 +79,9 @@ class RunConfig:
     """Also checkpoint inside an epoch when so many seconds have passed since the last one; 0: at epoch ends only."""
     keep_checkpoints: int = 2
     """How many of the latest checkpoints are kept."""
+    storage_patience: float = 1800.0
+    """Seconds for which storage may refuse checkpoints and metrics (a full disk, an object store that answers with
+    errors) before the training ends. Until then it goes on, and they are tried again."""
     tracking_uri: str | None = None
     """MLflow store or server. Default: $MLFLOW_TRACKING_URI, else SQLite in $METAMIXER_HOME."""
     experiment: str = "metamixer_ray"
@@ -139,6 +142,7 @@ class TrainConfig:
             raise ConfigError("--peers needs at least one network")
         for name, value, least in (
             ("checkpoint_seconds", self.run.checkpoint_seconds, 0),
+            ("storage_patience", self.run.storage_patience, 0),
             ("max_failures", self.placement.max_failures, 0),
         ):
             if not value >= least:

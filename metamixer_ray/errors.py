@@ -27,3 +27,7 @@ class TrainingFailed(RuntimeError):
 
 class TrainingDiverged(TrainingFailed):
     """Values stayed non-finite, as they would again; the message names the peer."""
+
+
+class StorageFailed(TrainingFailed):
+    """Storage could not be written, or read, for longer than ``--storage-patience``; the message says why."""

@@ -19,14 +19,16 @@ from metamixer_ray.errors import TrainingDiverged, TrainingFailed, UserError
 from metamixer_ray.flags import Diverged
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.interruption import aside
+from metamixer_ray.patience import insist
 from metamixer_ray.placement import missing_now, scaling
-from metamixer_ray.reporting import HOPELESS, EpochReporter, first_line, tell
+from metamixer_ray.reporting import HOPELESS, STOP, EpochReporter, first_line, tell
 from metamixer_ray.runs import journal_of
 from metamixer_ray.session import ray_worker
 from metamixer_ray.starting import PeersTrainer, SafeStarts, give_back
 from metamixer_ray.stopping import StopWhenTold
 from metamixer_ray.ticker import Ticker
 from metamixer_ray.tracking import MlflowWriter
+from metamixer_ray.troubles import Troubles
 from metamixer_ray.waiting import Waiting
 
 # A collective that waits longer than this has lost somebody.
@@ -34,8 +36,6 @@ COLLECTIVE_TIMEOUT_SECONDS = 300
 LOOK_SECONDS = 0.2
 # Once told to stop, workers have so long to end with a checkpoint, and then to end.
 CHECKPOINT_SECONDS, STOP_SECONDS = 20.0, 15.0
-# Beside the file that the controller writes to: is there once it is to end the training.
-STOP = "stop"
 
 
 class Listener(Protocol):
@@ -111,17 +111,26 @@ def fit(
                 failure_config=ray.train.FailureConfig(max_failures=config.placement.max_failures),
                 logging_config=ray.train.LoggingConfig(log_level="INFO" if config.run.verbose else "ERROR"),
                 callbacks=[
-                    EpochReporter(folder.uri, config.peers, str(live), config.run.keep_checkpoints),
+                    EpochReporter(
+                        folder.uri,
+                        config.peers,
+                        str(live),
+                        config.run.keep_checkpoints,
+                        config.epochs,
+                        Troubles(key),
+                        config.run.storage_patience,
+                    ),
                     HearSigterm(),
                     SafeStarts(str(live), folder.uri, config.placement.max_failures),
                     StopWhenTold(str(live.with_name(STOP))),
                 ],
             ),
         )
-        ticker = Ticker(key)
+        ticker, troubles = Ticker(key), Troubles(key)
         # An earlier attempt may have been killed before it could.
         ticker.forget()
-        with follow(live, ticker, writer, console, waiting, stop or threading.Event()):
+        troubles.forget()
+        with follow(live, ticker, troubles, writer, console, waiting, stop or threading.Event()):
             over = threading.Event()
 
             def train() -> None:
@@ -139,7 +148,8 @@ def fit(
                 raise _told(error, folder) from error
             finally:
                 console.close()
-    rows = journal_of(folder).rows()
+    what = f"metrics.jsonl in {folder} can't be read"
+    rows = insist(lambda: journal_of(folder).rows(), what, config.run.storage_patience, console.warn)
     writer.offer(rows)
     if not rows or rows[-1]["epoch"] != config.epochs:
         done = rows[-1]["epoch"] if rows else 0
@@ -195,9 +205,16 @@ def _told(error: Exception, folder: RunFolder) -> Exception:
 
 @contextmanager
 def follow(
-    live: Path, ticker: Ticker, writer: MlflowWriter, console: Listener, waiting: Waiting, stop: threading.Event
+    live: Path,
+    ticker: Ticker,
+    troubles: Troubles,
+    writer: MlflowWriter,
+    console: Listener,
+    waiting: Waiting,
+    stop: threading.Event,
 ) -> Iterator[None]:
-    """Tell what the controller writes to ``live``, and the steps in between, while the body runs; pass ``stop`` on."""
+    """Tell what the controller writes to ``live``, the steps in between and ``troubles`` while the body runs; pass
+    ``stop`` on."""
     done = threading.Event()
 
     def watch() -> None:
@@ -213,6 +230,7 @@ def follow(
                     elif event["event"] in ("failure", "left"):
                         ticker.rest()
                     show(event, console, waiting)
+                troubles.look(console.warn, console.note)
                 if last_look:
                     return
                 if (at := ticker.look()) is not None:
@@ -229,6 +247,7 @@ def follow(
         done.set()
         watcher.join()
         ticker.forget()
+        troubles.forget()
 
 
 def show(event: dict[str, Any], console: Listener, waiting: Waiting) -> None:

@@ -2,16 +2,19 @@
 
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
 
 from metamixer_ray.errors import ConfigError
+from metamixer_ray.patience import what_helps
 from metamixer_ray.tracking import files
 from metamixer_ray.tracking.naming import masked
 
+PROBE = ".probe"
 _CHECKPOINT = re.compile(r"checkpoint-epoch(\d+)(?:-step(\d+))?")
 
 
@@ -58,15 +61,23 @@ class RunFolder:
         return f"{self.root}/{name}"
 
     def create(self) -> None:
-        """Make the folder.
+        """Make the folder, and see whether files can be written there.
 
         Raises:
-            ConfigError: it can't be written to.
+            ConfigError: they can't.
         """
-        try:
+        with self.to_be_written():
             self.filesystem.create_dir(self.root, recursive=True)
+            self.write(PROBE, "can be written")
+            self.remove(PROBE)
+
+    @contextmanager
+    def to_be_written(self) -> Iterator[None]:
+        """What can't be written inside becomes a ConfigError that names the option."""
+        try:
+            yield
         except OSError as error:
-            raise ConfigError(f"{self.option} {self} can't be written: {error}") from None
+            raise ConfigError(f"{self.option} {self} can't be written: {what_helps(error)}") from None
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder is in it."""
@@ -128,7 +139,10 @@ class RunFolder:
             write(self.local / name)
             return
         with tempfile.TemporaryDirectory(prefix="metamixer_ray-") as scratch:
-            write(Path(scratch))
+            try:
+                write(Path(scratch))
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, scratch) from None
             files.make_parent(self.filesystem, self.path(f"{name}/any"))
             fs.copy_files(scratch, self.path(name), destination_filesystem=self.filesystem)
 

@@ -4,7 +4,7 @@ import os
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,9 @@ import torch
 
 from metamixer_ray.config import TrainConfig, flatten, home
 from metamixer_ray.data import Splits
+from metamixer_ray.errors import StorageFailed
 from metamixer_ray.networks import StagedNetwork
+from metamixer_ray.patience import insist
 from metamixer_ray.portraits import FIGURES, figure_makers
 from metamixer_ray.reporting import peer_names
 from metamixer_ray.restoring import checkpoint_identity, load_trained
@@ -161,7 +163,9 @@ class Keeper:
             # A store that was never reached is not waited for as long as a slow upload.
             seconds = FAILED_SECONDS if self.run_id() is None else FINISH_SECONDS
             if self.writer().finish("FINISHED", seconds) and self._whole:
-                self._run.folder.write(TRACKED, "")
+                # Without, a resume sends it once more.
+                with suppress(OSError):
+                    self._run.folder.write(TRACKED, "")
         else:
             stopped = issubclass(kind, KeyboardInterrupt | SystemExit)
             if stopped:
@@ -223,7 +227,8 @@ class Keeper:
         ``networks`` get the trained weights.
         """
         folder = self._run.folder
-        load_trained(networks, folder, checkpoint_identity(self._config, splits))
+        identity = checkpoint_identity(self._config, splits)
+        self._insist(lambda: load_trained(networks, folder, identity), f"the last checkpoint in {folder} can't be read")
         for name, draw in figure_makers(self._config, splits, networks, rows, alone_rows).items():
             try:
                 figure = draw()
@@ -232,8 +237,16 @@ class Keeper:
             except Exception as error:
                 # Nothing that was trained may be lost for a picture.
                 self._console.warn(f"figure {name!r} could not be drawn: {error}")
-        folder.write_json(SUMMARY, summary)
+        self._insist(lambda: folder.write_json(SUMMARY, summary), f"{folder}/{SUMMARY} can't be written")
         return self.send(splits, networks, rows, summary)
+
+    def _insist(self, work: Callable[[], None], what: str) -> None:
+        try:
+            insist(work, what, self._config.run.storage_patience, self._console.warn)
+        except StorageFailed as error:
+            raise StorageFailed(
+                f"{error}\nall epochs are trained; the same command with --name {self._run.name} --resume does the rest"
+            ) from None
 
     def send(
         self,

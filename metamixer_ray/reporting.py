@@ -5,7 +5,9 @@ record of truth; the driver, which lives no shorter than the controller, shows i
 """
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -14,12 +16,20 @@ from typing import Any
 import ray.train
 
 from metamixer_ray.departure import LeavingGroup
-from metamixer_ray.errors import UserError
+from metamixer_ray.errors import StorageFailed, UserError
 from metamixer_ray.folder import RunFolder, checkpoint_names
+from metamixer_ray.patience import persistently, what_helps
 from metamixer_ray.tracking import Journal
+from metamixer_ray.tracking.files import append_whole
+from metamixer_ray.troubles import Troubles
+from metamixer_ray.uploads import UNWRITTEN
 
 # Failures in a row without any progress in between: the same thing would happen again.
 HOPELESS = 3
+# How long the controller tries to write a row that another will follow.
+SHORT_PATIENCE = 5.0
+# Beside the live file: is there once the controller is to end the training.
+STOP, STOP_LOOK_SECONDS = "stop", 0.2
 
 
 def peer_names(peers: Sequence[str]) -> list[str]:
@@ -65,14 +75,26 @@ def assemble_row(reports: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> 
 @dataclass
 class EpochReporter(ray.train.UserCallback):
     """Writes each epoch's row once: to the journal, and to ``live`` for the driver's console and MLflow. Keeps the
-    latest checkpoints, ``keep`` of them."""
+    latest checkpoints, ``keep`` of them.
+
+    Args:
+        epochs: of the whole training.
+        troubles: hear why rows can't be written, that they can again, and that there is a new whole checkpoint.
+        patience: seconds for which the last row is tried again where storage fails. Earlier rows have until then.
+    """
 
     folder_uri: str
     peers: tuple[str, ...]
     live: str
     keep: int
+    epochs: int
+    troubles: Troubles
+    patience: float
     _failures: int = 0
     _journal: Journal | None = field(default=None, repr=False)
+    _unrecorded: list[Sequence[Mapping[str, Any]]] = field(default_factory=list, repr=False)
+    _in_trouble: bool = False
+    _last: str = "no checkpoint was written since the start"
 
     def _tell(self, event: Mapping[str, Any]) -> None:
         tell(self.live, event)
@@ -90,27 +112,74 @@ class EpochReporter(ray.train.UserCallback):
         if event == "epoch":
             self._record([metrics])
         if (name := metrics[0]["checkpoint"]) is not None:
-            self._forget_before(name)
+            self._take(name, whole=not any(UNWRITTEN in told for told in metrics))
         if event == "checkpoint" and any(told["leaving"] for told in metrics):
             LeavingGroup.leaving = True
 
-    def _forget_before(self, name: str) -> None:
-        """Delete the checkpoints that are older than the ``keep`` latest up to ``name``, which is whole."""
+    def _take(self, name: str, *, whole: bool) -> None:
+        """Delete the checkpoints that are older than the ``keep`` latest up to ``name``; or ``name`` itself, where a
+        rank could not write its part. What can't be deleted for now is passed over, and is older next time."""
+        if whole:
+            self._last = f"the last whole checkpoint is {name}"
+            self.troubles.say("checkpoints", None)
         folder = RunFolder(self.folder_uri)
-        names = checkpoint_names(folder)
-        for old in names[names.index(name) + self.keep :]:
-            folder.remove_folder(old)
+        with suppress(OSError):
+            if not whole:
+                folder.remove_folder(name)
+                return
+            names = checkpoint_names(folder)
+            for old in names[names.index(name) + self.keep :]:
+                folder.remove_folder(old)
 
     def _record(self, epochs: Iterable[Sequence[Mapping[str, Any]]]) -> None:
-        """Write the rows of epochs, each the reports of all ranks, unless they are there already."""
+        """Write the rows of epochs, each the reports of all ranks, unless they are there already. Those that can't be
+        written for now are kept for the next time."""
+        self._unrecorded.extend(epochs)
+        over = any(reports[0]["epoch"] == self.epochs for reports in self._unrecorded)
+        try:
+            persistently(self._write, self.patience if over else SHORT_PATIENCE, self._cannot, self._wait)
+        except OSError as error:
+            self._cannot(error)
+            if over:
+                raise StorageFailed(f"{self._place()} can't be written: {what_helps(error)}") from error
+            return
+        if self._in_trouble:
+            self.troubles.say("metrics", None)
+            self._in_trouble = False
+
+    def _write(self) -> None:
         if self._journal is None:
             folder = RunFolder(self.folder_uri)
             self._journal = Journal(folder.filesystem, folder.path("metrics.jsonl"))
         recorded = {row["epoch"] for row in self._journal.rows()}
-        for reports in epochs:
+        while self._unrecorded:
+            reports = self._unrecorded[0]
             if reports[0]["epoch"] not in recorded:
                 row = self._journal.append(assemble_row(reports, self.peers))
-                self._tell({"event": "epoch", "row": row})
+                recorded.add(row["epoch"])
+                tell(self.live, {"event": "epoch", "row": row})
+            del self._unrecorded[0]
+
+    def _cannot(self, error: OSError) -> None:
+        if not self._in_trouble:
+            self.troubles.say(
+                "metrics",
+                f"{self._place()} can't be written ({what_helps(error)}); training goes on, and epochs are shown and "
+                "recorded when it can be",
+            )
+        self._in_trouble = True
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait so long, or until the training is to end, which nobody else looks for meanwhile; whether it is."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if Path(self.live).with_name(STOP).exists():
+                return True
+            time.sleep(STOP_LOOK_SECONDS)
+        return False
+
+    def _place(self) -> str:
+        return f"metrics.jsonl in {RunFolder(self.folder_uri)}"
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Say what happened; give up at once on what a person must mend, or when there is no progress."""
@@ -119,6 +188,8 @@ class EpochReporter(ray.train.UserCallback):
         for cause in causes:
             if isinstance(cause, UserError | FloatingPointError):
                 raise cause
+            if isinstance(cause, StorageFailed):
+                raise StorageFailed(f"{cause}; {self._last}")
         told = "; ".join(sorted({f"{type(c).__name__}: {first_line(c)}" for c in causes}))
         if self._failures >= HOPELESS:
             raise RuntimeError(f"the workers failed {HOPELESS} times in a row without any progress; last: {told}")
@@ -126,9 +197,10 @@ class EpochReporter(ray.train.UserCallback):
 
 
 def tell(live: str | Path, event: Mapping[str, Any]) -> None:
-    """Add an event to the file that the driver's console follows."""
-    with Path(live).open("a") as file:
-        file.write(json.dumps(event) + "\n")
+    """Add an event to the file that the driver's console follows. What a full disk swallows is only not seen: nothing
+    depends on it."""
+    with suppress(OSError):
+        append_whole(Path(live), (json.dumps(event) + "\n").encode())
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -131,8 +131,9 @@ def write_run(folder: RunFolder, config: TrainConfig, facts: Mapping[str, Any]) 
         ConfigError: the storage can't be written.
     """
     folder.create()
-    folder.write_json(RUN, {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts})
-    folder.write(CONFIG, to_yaml(afresh(config)))
+    with folder.to_be_written():
+        folder.write_json(RUN, {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts})
+        folder.write(CONFIG, to_yaml(afresh(config)))
 
 
 def _new(config: TrainConfig, storage: RunFolder) -> Run:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from metamixer_ray.checkpoint import peer_files
 from metamixer_ray.config import from_settings
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.mesh import Host, build_mesh, seats
+from metamixer_ray.patience import persistently
 from metamixer_ray.placement import selectors
 from metamixer_ray.runs import METRICS
 from metamixer_ray.ticker import Ticker
+from metamixer_ray.troubles import Troubles
+from metamixer_ray.uploads import UNWRITTEN, Upload, Uploads
 from metamixer_ray.worker import WriteCheckpoint, train_peer
 
 
@@ -30,32 +34,35 @@ class RaySession:
     Args:
         folder: the run's.
         ticker: where the first worker notes its steps.
+        uploads: brings the checkpoints there.
+        patience: seconds for which storage may refuse to give the checkpoint to start from.
     """
 
-    def __init__(self, folder: RunFolder, ticker: Ticker) -> None:
-        self._folder = folder
+    def __init__(self, folder: RunFolder, ticker: Ticker, uploads: Uploads, patience: float) -> None:
+        self._folder, self._uploads, self._patience = folder, uploads, patience
         self._scratch = tempfile.TemporaryDirectory(prefix="metamixer_ray-")
         self._ticker = ticker if dist.get_rank() == 0 else None
         self._courier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="courier")
         self._under_way: Future[None] | None = None
 
     def checkpoints(self) -> list[str]:
-        return checkpoint_names(self._folder)
+        return persistently(lambda: checkpoint_names(self._folder), self._patience)
 
     def recorded(self) -> int:
         # The controller may be writing to it, so it is only looked at.
-        return (self._folder.read(METRICS) or b"").count(b"\n")
+        return persistently(lambda: self._folder.read(METRICS) or b"", self._patience).count(b"\n")
 
     def fetch(self, name: str, peers: Sequence[int]) -> Path:
         wanted = [file for peer in peers for file in peer_files(peer)]
-        return self._folder.fetch(name, Path(self._scratch.name) / name, wanted)
+        target = Path(self._scratch.name) / name
+        return persistently(lambda: self._folder.fetch(name, target, wanted), self._patience)
 
     def report(self, metrics: dict[str, Any], write: WriteCheckpoint | None, name: str | None) -> None:
         # Training goes on while files are written and uploaded; a storage slower than the checkpoints come holds
-        # it up here, rather than let them pile up in memory.
-        self.finish()
+        # it up here, rather than let them pile up in memory. One that fails doesn't.
+        upload = self._uploads.begin()
         told = {**metrics, "checkpoint": name, "leaving": departure.due()}
-        self._under_way = self._courier.submit(self._deliver, told, write, name)
+        self._under_way = self._courier.submit(self._deliver, upload, told, write, self._under_way)
 
     def stepped(self, epoch: int, step: int, steps: int) -> None:
         if self._ticker is not None:
@@ -69,11 +76,19 @@ class RaySession:
         if self._under_way is not None:
             self._under_way.result()
 
-    def _deliver(self, metrics: Mapping[str, Any], write: WriteCheckpoint | None, name: str | None) -> None:
-        if write is not None and name is not None:
-            self._folder.fill(name, write)
+    def _deliver(
+        self, upload: Upload, metrics: dict[str, Any], write: WriteCheckpoint | None, before: Future[None] | None
+    ) -> None:
+        if before is not None:
+            # What ended it ends this one, too: all ranks report equally often, or the run is over.
+            before.result()
+        name = metrics["checkpoint"]
+        if not self._uploads.carry_out(
+            upload, lambda: None if write is None or name is None else self._folder.fill(name, write)
+        ):
+            metrics[UNWRITTEN] = True
         # Only when all ranks' files are there do all ranks' reports become one, see EpochReporter.
-        ray.train.report(dict(metrics))
+        ray.train.report(metrics)
 
 
 def ray_worker(settings: Mapping[str, Any]) -> None:
@@ -94,6 +109,8 @@ def ray_worker(settings: Mapping[str, Any]) -> None:
         dist.all_gather_object(hosts, Host(here.get_node_id(), dict(here.get_node_labels())))
     seating = seats(wanted, len(config.peers), config.placement.replicas, hosts)
     mesh = build_mesh(len(config.peers), config.placement.replicas, device, seating)
-    session = RaySession(RunFolder(settings["folder"]), Ticker(settings["key"]))
+    folder, key, patience = RunFolder(settings["folder"]), settings["key"], config.run.storage_patience
+    uploads = Uploads(str(folder), patience, partial(Troubles(key).say, "checkpoints"))
+    session = RaySession(folder, Ticker(key), uploads, patience)
     train_peer(config, mesh, device, session)
     session.finish()

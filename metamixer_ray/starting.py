@@ -6,6 +6,7 @@ what Ray keeps to itself, it is through the attribute and the callback that are 
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -120,11 +121,14 @@ class SafeStarts(ControllerCallback, WorkerGroupCallback):
     def after_worker_group_start(self, worker_group: WorkerGroup) -> None:
         """See :class:`WorkerGroupCallback`."""
         reserved = worker_group.get_worker_group_state().placement_group_handle.placement_group
-        RunFolder(self.folder_uri).write(RESERVED, reserved.id.hex())
+        # Storage that fails is no reason to end.
+        with suppress(OSError):
+            RunFolder(self.folder_uri).write(RESERVED, reserved.id.hex())
 
     def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
         """See :class:`WorkerGroupCallback`."""
-        RunFolder(self.folder_uri).remove(RESERVED)
+        with suppress(OSError):
+            RunFolder(self.folder_uri).remove(RESERVED)
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """See :class:`ControllerCallback`."""

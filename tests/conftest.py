@@ -1,6 +1,7 @@
 """What all tests share: a home of their own, one Ray cluster per session, and how they are shared out."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
-END_TO_END = "tests/e2e/"
+CLUSTERED = re.compile(r"tests/(e2e/|faults/test_\w+_ray\.py)")
 SWEEPS = ("test_autoscaling.py", "test_tune.py")
 
 
@@ -32,7 +33,7 @@ class RayApart(LoadScopeScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        if not file.startswith(END_TO_END):
+        if not CLUSTERED.match(file):
             return file
         return "sweeps" if file.endswith(SWEEPS) else "trainings"
 
@@ -45,7 +46,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayApart:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest comes first."""
-    items.sort(key=lambda item: not item.nodeid.startswith(END_TO_END))
+    items.sort(key=lambda item: not CLUSTERED.match(item.nodeid))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -86,3 +87,14 @@ def ray_nodes(_home: None) -> Iterator[Any]:
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of ``tiny.EPOCHS`` epochs that nothing happened to."""
+    from metamixer_ray import train
+    from tests.e2e import tiny
+
+    storage = tmp_path_factory.mktemp("uninterrupted")
+    train(tiny.config(storage, name="calm", epochs=tiny.EPOCHS))
+    return storage / "runs" / "calm"

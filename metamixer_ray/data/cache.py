@@ -1,10 +1,12 @@
 """Decoding a source once per node: the cache folder, its fingerprint, its lock."""
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -91,8 +93,12 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        room = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            there = next(place for place in (folder, *folder.parents) if place.exists())
+            room = f", {in_bytes(shutil.disk_usage(there).free)} free"
         raise ConfigError(
-            f"--cache-dir {folder}: decoded images cannot be kept there ({error}); give a folder with room "
+            f"--cache-dir {folder}: decoded images cannot be kept there ({error}{room}); give a folder with room "
             "that may be written, or set METAMIXER_CACHE"
         ) from error
 
@@ -110,6 +116,29 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def check_room(folder: Path, decoded: int) -> None:
+    """Refuse a disk that is too small before hours are spent on decoding for it.
+
+    Args:
+        decoded: bytes of the images of a split.
+
+    Raises:
+        OSError: (ENOSPC) what is needed isn't free.
+    """
+    # They are written one after another, then once more as the Arrow file.
+    needed, free = 2 * decoded, shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{in_bytes(needed)} are needed")
+
+
+def in_bytes(count: int) -> str:
+    """For example ``3.1 GB``."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"
 
 
 def _mapped(path: Path, key: str) -> MappedSplit | None:
@@ -150,6 +179,8 @@ def _decode(
             for decoded in stream:
                 block = gathered.add(decoded.images, decoded.labels, decoded.places, decoded.problems)
                 if block is not None:
+                    if out.tell() == 0:
+                        check_room(target.parent, block[0].nbytes * part.rows)
                     out.write(block.data)
         labels, shape, facts = gathered.finish()
         write_arrow(whole, raw, shape, labels, {**facts, "key": key})

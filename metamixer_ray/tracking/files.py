@@ -52,6 +52,26 @@ def write_bytes(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
     sync_folder(target.parent)
 
 
+def append_whole(path: Path, data: bytes, *, sync: bool = False) -> None:
+    """Append to a local file all of ``data``, or nothing where the disk is full.
+
+    Args:
+        sync: have it survive a power cut.
+    """
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            # A disk that fills up takes a part first, and refuses the rest.
+            rest = memoryview(data)
+            while rest:
+                rest = rest[file.write(rest) :]
+            if sync:
+                os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
+
+
 def read_json(filesystem: fs.FileSystem, path: str) -> Any:
     """The file's JSON value, or None when there is no such file.
 

@@ -6,7 +6,6 @@ again.
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from pyarrow import fs
 
 from metamixer_ray.errors import DataError
-from metamixer_ray.tracking.files import local_path, make_parent, read_bytes, sync_folder, write_bytes
+from metamixer_ray.tracking.files import append_whole, local_path, make_parent, read_bytes, sync_folder, write_bytes
 
 
 class Journal:
@@ -44,7 +43,10 @@ class Journal:
 
         An epoch that is already recorded stays as it was: a training that repeats epochs after a restart
         does not write them twice. ``time`` (Unix seconds) is added, and values that are not finite become
-        null.
+        null. What could not be written is not recorded, and can be appended again.
+
+        Raises:
+            OSError: the row could not be written.
         """
         epoch = int(row["epoch"])
         if epoch not in self._rows:
@@ -53,10 +55,7 @@ class Journal:
             if self._local is None:
                 write_bytes(self._filesystem, self.path, self._content() + line)
             else:
-                with self._local.open("ab") as file:
-                    file.write(line)
-                    file.flush()
-                    os.fsync(file.fileno())
+                append_whole(self._local, line, sync=True)
             self._rows[epoch] = recorded
         return self._rows[epoch]
 

@@ -17,8 +17,6 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from mlflow import MlflowClient
-from mlflow.entities import Run
 
 from metamixer_ray import train
 from metamixer_ray.errors import TrainingFailed
@@ -26,44 +24,17 @@ from metamixer_ray.folder import RunFolder
 from metamixer_ray.tracking import Console
 from metamixer_ray.train import main
 from tests.e2e import tiny
-from tests.e2e.conftest import EPOCHS
-from tests.e2e.object_store import SECRET, object_store
+from tests.e2e.object_store import SECRET, folder_of, object_store
+from tests.e2e.tiny import EPOCHS
 from tests.e2e.waiting import wait_for, workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
-def _assert_equal_runs(calm: Path, other: Path) -> None:
-    tiny.assert_same_weights(calm, other, peers=2)
-    ours, theirs = tiny.rows(calm), tiny.rows(other)
-    assert [row["epoch"] for row in theirs] == list(range(1, EPOCHS + 1))
-    assert [tiny.without_times(row) for row in ours] == [tiny.without_times(row) for row in theirs]
-
-
-def _tracked(storage: Path) -> tuple[MlflowClient, Run]:
-    """The only run there is in MLflow."""
-    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
-    experiment = client.get_experiment_by_name("metamixer_ray")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
-    return client, run
-
-
-def _tracked_status(storage: Path) -> str:
-    status: str = _tracked(storage)[1].info.status
-    return status
-
-
-def _tracked_epochs(storage: Path) -> list[int]:
-    client, run = _tracked(storage)
-    assert run.info.status == "FINISHED"
-    return [metric.step for metric in client.get_metric_history(run.info.run_id, "ensemble/top1")]
-
-
 @pytest.fixture
 def store() -> Iterator[str]:
-    with object_store() as uri:
-        yield uri
+    with object_store() as port:
+        yield folder_of(port)
 
 
 def test_a_start_that_always_fails_is_given_up(ray_cluster: str, tmp_path: Path) -> None:
@@ -125,8 +96,8 @@ def test_killed_workers_change_nothing(uninterrupted: Path, store: str, tmp_path
     # What the first group had reserved is free again.
     assert wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], seconds=20)
     assert SECRET not in told.getvalue()
-    _assert_equal_runs(uninterrupted, RunFolder(store).fetch("hunted", tmp_path / "fetched"))
-    assert _tracked_epochs(tmp_path) == list(range(1, EPOCHS + 1))
+    tiny.assert_equal_runs(uninterrupted, RunFolder(store).fetch("hunted", tmp_path / "fetched"))
+    assert tiny.tracked_epochs(tmp_path) == list(range(1, EPOCHS + 1))
 
 
 def _pid(process: psutil.Process) -> int:
@@ -143,7 +114,7 @@ def test_a_stopped_and_killed_driver_is_resumed_by_the_same_command(
     assert "Traceback" not in told
     (run,) = folder.iterdir()
     assert re.search(rf"--name {run.name} .*--resume", told), told
-    assert _tracked_status(tmp_path) == "KILLED"
+    assert tiny.tracked(tmp_path)[1].info.status == "KILLED"
     assert not workers(os.getpid())
     # Taken up again, it gets no time to end tidily; and it is taken up once more.
     code, told = _ended(["--resume", *words], folder, rows=5, signum=signal.SIGKILL)
@@ -155,8 +126,8 @@ def test_a_stopped_and_killed_driver_is_resumed_by_the_same_command(
     assert main([*words, "--resume"]) == 0
     assert (run / "summary.json").exists()
     assert list(folder.iterdir()) == [run]
-    _assert_equal_runs(uninterrupted, run)
-    assert _tracked_epochs(tmp_path) == list(range(1, EPOCHS + 1))
+    tiny.assert_equal_runs(uninterrupted, run)
+    assert tiny.tracked_epochs(tmp_path) == list(range(1, EPOCHS + 1))
     # Nothing of this configuration is unfinished now.
     assert main([*words, "--resume"]) == 2
     assert "--resume: no unfinished run of this configuration" in capsys.readouterr().err

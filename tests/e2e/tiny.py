@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from metamixer_ray.checkpoint import read_peer
 from metamixer_ray.config import TrainConfig, from_settings
 
+# Of the run that nothing happens to, and of those that are compared with it.
+EPOCHS = 8
 SETTINGS: dict[str, Any] = {
     "peers": ["resnet8", "resnet8"],
     "train_limit": 96,
@@ -104,6 +107,30 @@ def assert_same_weights(first: Path, second: Path, peers: int) -> None:
             for name, tensor in state.items():
                 other = two["optimizer"]["state"][key][name]
                 assert torch.equal(tensor, other) if torch.is_tensor(tensor) else tensor == other
+
+
+def assert_equal_runs(calm: Path, other: Path) -> None:
+    """Two runs of ``EPOCHS`` epochs of two peers ended with the same bits, and recorded each epoch once, the same."""
+    assert_same_weights(calm, other, peers=2)
+    ours, theirs = rows(calm), rows(other)
+    assert [row["epoch"] for row in theirs] == list(range(1, EPOCHS + 1))
+    assert [without_times(row) for row in ours] == [without_times(row) for row in theirs]
+
+
+def tracked(storage: Path) -> tuple[MlflowClient, Run]:
+    """The only run that there is in the MLflow store of :func:`config`."""
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    experiment = client.get_experiment_by_name("metamixer_ray")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    return client, run
+
+
+def tracked_epochs(storage: Path) -> list[int]:
+    """The epochs of which that run, which is finished, has a score, as often as it has one."""
+    client, run = tracked(storage)
+    assert run.info.status == "FINISHED"
+    return [metric.step for metric in client.get_metric_history(run.info.run_id, "ensemble/top1")]
 
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,33 @@
+"""A small disk that tests fill up and make read-only."""
+
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Disk:
+    """The file system mounted at ``place``."""
+
+    place: Path
+
+    @property
+    def _ballast(self) -> Path:
+        return self.place / "ballast"
+
+    def fill(self, *, leave: int = 0) -> None:
+        """Use up all space but about ``leave`` bytes."""
+        with suppress(OSError), self._ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        with self._ballast.open("rb+") as file:
+            file.truncate(max(0, self._ballast.stat().st_size - leave))
+
+    def free(self) -> None:
+        """Give the space back."""
+        self._ballast.unlink()
+
+    def writable(self, yes: bool) -> None:
+        """Refuse to write anything, or allow it again."""
+        subprocess.run(["mount", "-o", f"remount,{'rw' if yes else 'ro'}", self.place], check=True)

@@ -1,0 +1,61 @@
+"""A whole training whose object store answers with errors for a while."""
+
+import io
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from metamixer_ray import train
+from metamixer_ray.folder import RunFolder
+from metamixer_ray.tracking import Console
+from tests.e2e import tiny
+from tests.e2e.object_store import folder_of, object_store
+from tests.e2e.waiting import wait_for, workers
+from tests.faults.proxy import Proxy
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def store() -> Iterator[tuple[Proxy, str]]:
+    """The road to an object store, and the URI of a folder in it that goes by it."""
+    with object_store() as port:
+        proxy = Proxy(port)
+        yield proxy, folder_of(proxy.port)
+
+
+def test_an_object_store_that_fails_for_a_while_changes_nothing(
+    uninterrupted: Path, store: tuple[Proxy, str], tmp_path: Path
+) -> None:
+    """Not even where a worker is killed meanwhile, which has nowhere to start from until it is over."""
+    (proxy, uri), told, seen = store, io.StringIO(), []
+    folder = RunFolder(uri).inside("hindered")
+
+    def hinder() -> None:
+        seen.append(wait_for(lambda: (folder.read("metrics.jsonl") or b"").count(b"\n") >= 2))
+        proxy.close()
+        seen.append(wait_for(lambda: "checkpoints can't be written" in told.getvalue()))
+        victim = workers(os.getpid())[0]
+        victim.send_signal(signal.SIGKILL)
+        others = {worker.pid for worker in workers(os.getpid())} | {victim.pid}
+        # Those that come after it ask for the checkpoint, in vain.
+        seen.append(wait_for(lambda: bool({worker.pid for worker in workers(os.getpid())} - others)))
+        before = proxy.turned_away
+        seen.append(wait_for(lambda: proxy.turned_away > before + 3))
+        proxy.open()
+
+    hindrance = threading.Thread(target=hinder)
+    hindrance.start()
+    config = tiny.config(tmp_path, name="hindered", epochs=tiny.EPOCHS)
+    train(replace(config, run=replace(config.run, storage=uri)), Console(stream=told))
+    hindrance.join()
+    print(told.getvalue())
+    assert seen == [True] * 4
+    assert "checkpoints are written again" in told.getvalue()
+    tiny.assert_equal_runs(uninterrupted, RunFolder(uri).fetch("hindered", tmp_path / "fetched"))
+    assert tiny.tracked_epochs(tmp_path) == list(range(1, tiny.EPOCHS + 1))
