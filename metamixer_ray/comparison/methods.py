@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import yaml
-
 from metamixer_ray.config import TrainConfig, sections, with_settings
 from metamixer_ray.distill.config import DistillerName
 from metamixer_ray.errors import ConfigError, UserError
 from metamixer_ray.mixing.config import MixerName
+from metamixer_ray.settings_text import parse_value
 
 REFERENCE = "independent"
 # What a method may set; all else is the protocol, the same for all.
@@ -60,7 +59,7 @@ def read_method(word: str) -> Method:
     for part in parts:
         name, is_setting, value = part.partition("=")
         if is_setting:
-            others[_setting(name, word)] = yaml.safe_load(value)
+            others[_setting(name, word)] = parse_value(value, source=f"--methods: {name} in {word!r}")
             continue
         kind = _kind(part, word)
         if kind in chosen:

@@ -22,7 +22,7 @@ from metamixer_ray.data.config import Augment, DataConfig
 from metamixer_ray.data.image_set import ImageSet
 from metamixer_ray.data.sampler import BatchOrder
 from metamixer_ray.data.sources import resolve_augment
-from metamixer_ray.errors import ConfigError, DataError
+from metamixer_ray.errors import ConfigError, DataError, ProcessKilled
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +274,20 @@ def _by_processes(
         # fork shares the memory map and the order at no cost; elsewhere than on Linux it isn't safe.
         multiprocessing_context="fork" if sys.platform == "linux" else None,
     )
-    yield from loader
+    killed = None
+    try:
+        yield from loader
+    except RuntimeError as error:
+        # Also begins so where a process reports an error of its own, but then without its number.
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        killed = str(error).partition(". ")[0]
+    # Not raised from torch's error, whose traceback would keep the other processes alive.
+    if killed is not None:
+        raise ProcessKilled(
+            f"a loader process was killed, most likely because memory ran out ({killed}); if it happens again, give "
+            "fewer --loader-processes or a smaller --stream-window"
+        )
 
 
 def _as_it_is(batch: Any) -> Any:
