@@ -89,13 +89,6 @@ class RunConfig:
     verbose: bool = False
     """Show Ray's and MLflow's own messages too."""
 
-    def __post_init__(self) -> None:
-        if self.name is not None and not is_folder_name(self.name):
-            raise ConfigError(
-                f"--name {brief(self.name)} can't be the name of a folder in --storage: give letters, digits, - and _, "
-                "none of / \\ ? # %, and at most 200 bytes"
-            )
-
 
 def is_folder_name(text: str) -> bool:
     """Whether ``text`` names a folder inside another one, in a path as in a URI, and can't lead out of it."""
@@ -197,8 +190,11 @@ class TrainConfig:
             raise ConfigError(
                 f"--lr-warmup-epochs {self.optimisation.lr_warmup_epochs} is longer than the {self.epochs} --epochs"
             )
-        if self.run.name is not None and (not self.run.name.strip(".") or set(self.run.name) & set("/\\\0")):
-            raise ConfigError(f"--name {self.run.name!r} can't name a folder; use letters, digits, '-' and '_'")
+        if self.run.name is not None and not is_folder_name(self.run.name):
+            raise ConfigError(
+                f"--name {brief(self.run.name)} can't name a folder in --storage; use letters, digits, '-' and '_', none "
+                "of / \\ ? # %, and at most 200 bytes"
+            )
         self.optimisation.check(len(self.peers))
 
 

@@ -92,8 +92,8 @@ def open_run(config: TrainConfig) -> Run:
             f"--resume: {name} is {ours[name]!r} but run {folder.name!r} has {saved[name]!r}; "
             f"give the same settings, for example --config {folder}/{CONFIG} --name {folder.name} --resume"
         )
-    facts = read_facts(folder)
-    return Run(folder, (facts and facts.key) or folder.name)
+    origin = folder.read_as(RUN, RunOrigin)
+    return Run(folder, (origin and origin.key) or folder.name)
 
 
 def read_config(folder: RunFolder) -> TrainConfig | None:
@@ -110,16 +110,22 @@ def read_config(folder: RunFolder) -> TrainConfig | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFacts:
-    """What ``run.json`` tells: the run's key, and of its data all that it takes to use the networks on other images.
+class RunOrigin:
+    """What ``run.json`` tells of the run itself: when it was begun, and its key."""
+
+    created: str = ""
+    key: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts(RunOrigin):
+    """What ``run.json`` also tells of the data: all that it takes to use the trained networks on other images.
 
     Attributes:
         mean, std: per channel, of images scaled to 0..1.
         image_size: height and width in pixels.
     """
 
-    created: str = ""
-    key: str = ""
     classes: Classes
     mean: Means
     std: Spreads
@@ -186,9 +192,9 @@ def _newest_unfinished(config: TrainConfig, storage: RunFolder) -> RunFolder | N
         if folder.exists(TRACKED):
             continue
         try:
-            theirs, facts = read_config(folder), read_facts(folder)
+            theirs, origin = read_config(folder), folder.read_as(RUN, RunOrigin)
         except UserError:
             continue
         if theirs is not None and identity(theirs) == identity(config):
-            candidates.append((facts.created if facts else "", name, folder))
+            candidates.append((origin.created if origin else "", name, folder))
     return max(candidates, key=lambda c: c[:2])[2] if candidates else None

@@ -18,6 +18,9 @@ from metamixer_ray.errors import ProcessKilled, UserError
 from tests.data.drawing import drawn_set
 from tests.e2e.waiting import wait_for
 
+EXAMPLES = int(os.environ.get("FAULTS_EXAMPLES", "1"))
+"""How often each kill is repeated; where in its work it meets a process is chance."""
+
 
 def config_of(folder: Path, streaming: str) -> DataConfig:
     return DataConfig(
@@ -65,8 +68,9 @@ def _unsignalled() -> Iterator[None]:
 @pytest.mark.usefixtures("_unsignalled")
 @pytest.mark.parametrize("streaming", ["no", "yes"])
 @pytest.mark.parametrize("victims", [1, 2])
+@pytest.mark.parametrize("attempt", range(EXAMPLES))
 def test_a_killed_loader_process_is_noticed_and_training_can_go_on(
-    tmp_path: Path, streaming: str, victims: int
+    tmp_path: Path, streaming: str, victims: int, attempt: int
 ) -> None:
     drawn_set(tmp_path / "set", train=120)
     config = config_of(tmp_path, streaming)
