@@ -192,8 +192,8 @@ class TrainConfig:
             )
         if self.run.name is not None and not is_folder_name(self.run.name):
             raise ConfigError(
-                f"--name {brief(self.run.name)} can't name a folder in --storage; use letters, digits, '-' and '_', none "
-                "of / \\ ? # %, and at most 200 bytes"
+                f"--name {brief(self.run.name)} can't name a folder in --storage; use letters, digits, '-' and '_', "
+                "none of / \\ ? # %, and at most 200 bytes"
             )
         self.optimisation.check(len(self.peers))
 
