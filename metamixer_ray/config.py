@@ -24,6 +24,7 @@ from metamixer_ray.mixing import MixingConfig
 from metamixer_ray.networks import NetworkConfig
 from metamixer_ray.optimisation import OptimisationConfig
 from metamixer_ray.precision import Precision
+from metamixer_ray.settings_text import brief, read_settings
 
 
 def home() -> Path:
@@ -90,6 +91,12 @@ class RunConfig:
     """Log each peer's network to MLflow as a model that predicts on raw uint8 images."""
     verbose: bool = False
     """Show Ray's and MLflow's own messages too."""
+
+
+def is_folder_name(text: str) -> bool:
+    """Whether ``text`` names a folder inside another one, in a path as in a URI, and can't lead out of it."""
+    # Printable: neither a line break nor half a character, which no file system can write.
+    return text.isprintable() and not set(text) & set("/\\?#%") and bool(text.strip(". ")) and len(text.encode()) <= 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +195,11 @@ class TrainConfig:
             raise ConfigError(
                 f"--lr-warmup-epochs {self.optimisation.lr_warmup_epochs} is longer than the {self.epochs} --epochs"
             )
-        if self.run.name is not None and (not self.run.name.strip(".") or set(self.run.name) & set("/\\\0")):
-            raise ConfigError(f"--name {self.run.name!r} can't name a folder; use letters, digits, '-' and '_'")
+        if self.run.name is not None and not is_folder_name(self.run.name):
+            raise ConfigError(
+                f"--name {brief(self.run.name)} can't name a folder in --storage; use letters, digits, '-' and '_', "
+                "none of / \\ ? # %, and at most 200 bytes"
+            )
         self.optimisation.check(len(self.peers))
 
 
@@ -252,19 +262,19 @@ def nest(settings: Mapping[str, Any], *, source: str = "configuration") -> dict[
         key = str(name).replace("-", "_")
         if key in rooms:
             if not isinstance(value, Mapping | None):
-                raise ConfigError(f"{source}: {key!r} is a section of settings, not {value!r}")
+                raise ConfigError(f"{source}: {key!r} is a section of settings, not {brief(value)}")
             value = value or {}
             nested.setdefault(key, {}).update(nest(value, source=source).get(key, {}))
             strangers = [k for k in value if known.get(str(k).replace("-", "_")) != key]
             if strangers:
-                raise ConfigError(f"{source}: {strangers[0]!r} does not belong to section {key!r}")
+                raise ConfigError(f"{source}: {brief(strangers[0])} does not belong to section {key!r}")
         elif key in known:
             section = known[key]
             (nested.setdefault(section, {}) if section else nested)[key] = value
         else:
             near = difflib.get_close_matches(key, [*known, *rooms], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{source}: unknown setting {name!r}{hint}")
+            raise ConfigError(f"{source}: unknown setting {brief(name)}{hint}")
     return nested
 
 
@@ -282,7 +292,7 @@ def from_settings(settings: Mapping[str, Any], *, source: str = "configuration")
         if isinstance(own := first.get("ctx", {}).get("error"), ConfigError):
             raise ConfigError(f"{source}: {own}") from None
         where = next((str(part) for part in reversed(first["loc"]) if isinstance(part, str)), "?")
-        raise ConfigError(f"{source}: {where}: {first['msg']} (it is {first['input']!r})") from None
+        raise ConfigError(f"{source}: {where}: {first['msg']} (it is {brief(first['input'])})") from None
 
 
 def _wrap_scalars(kind: type, nested: dict[str, Any]) -> dict[str, Any]:
@@ -328,17 +338,7 @@ def read_yaml(path: str | Path, *, source: str | None = None) -> TrainConfig:
         ConfigError: no such file, not YAML, or settings that don't fit.
     """
     source = source or f"--config {path}"
-    try:
-        settings = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"{source}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source} is not YAML: {error}") from None
-    if settings is None:
-        settings = {}
-    if not isinstance(settings, Mapping):
-        raise ConfigError(f"{source} must hold settings as 'name: value', not a {type(settings).__name__}")
-    return from_settings(settings, source=source)
+    return from_settings(read_settings(path, source=source), source=source)
 
 
 # What changes how a run is carried out but not what it computes.
@@ -346,7 +346,7 @@ _NOT_IDENTITY = frozenset(
     {
         *(f.name for f in fields(RunConfig)),
         *(f.name for f in fields(PlacementConfig) if f.name != "replicas"),
-        *("loader_processes", "cache_dir", "data_root", "evaluate_every", "test", "baseline"),
+        *("loader_processes", "cache_dir", "data_root", "follow_links", "evaluate_every", "test", "baseline"),
     }
 )
 

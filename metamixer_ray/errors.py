@@ -25,6 +25,11 @@ class TrainingFailed(RuntimeError):
     """A training ended before its last epoch; the message says why, and how to go on."""
 
 
+class ProcessKilled(TrainingFailed):
+    """A process that helps this one was killed. Nothing is wrong with what a person gave: the same may go well again,
+    so workers that meet it are restarted."""
+
+
 class TrainingDiverged(TrainingFailed):
     """Values stayed non-finite, as they would again; the message names the peer."""
 

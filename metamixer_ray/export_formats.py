@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.networks import NetworkConfig, StagedNetwork, build_network
+from metamixer_ray.runs import Classes, Means, Side, Spreads
 from metamixer_ray.tracking.models import ServedNetwork, quiet
 
 INPUT, OUTPUT = "images", "probabilities"
@@ -50,10 +52,10 @@ class Card:
 
     network: str
     options: NetworkConfig
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    image_size: int
+    classes: Classes
+    mean: Means
+    std: Spreads
+    image_size: Side
     source: str
 
     def contract(self, file_format: str) -> dict[str, str]:
@@ -83,6 +85,9 @@ class Card:
         }
 
 
+_CARD_JSON = {name: name for name in ("classes", "mean", "std", "image_size")} | {"options": "network_options"}
+
+
 def read_card(metadata: Mapping[str, str]) -> Card:
     """The card in a file's metadata.
 
@@ -90,19 +95,11 @@ def read_card(metadata: Mapping[str, str]) -> Card:
         ConfigError: there is none.
     """
     try:
-        options: dict[str, Any] = json.loads(metadata["network_options"])
-        names = options["stage_names"]
-        return Card(
-            network=metadata["network"],
-            options=NetworkConfig(**{**options, "stage_names": None if names is None else tuple(names)}),
-            classes=tuple(json.loads(metadata["classes"])),
-            mean=tuple(json.loads(metadata["mean"])),
-            std=tuple(json.loads(metadata["std"])),
-            image_size=json.loads(metadata["image_size"]),
-            source=metadata["source"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"the file's metadata isn't that of an exported network: {error!r}") from None
+        told: dict[str, Any] = {"network": metadata["network"], "source": metadata["source"]}
+        told |= {name: json.loads(metadata[key]) for name, key in _CARD_JSON.items()}
+        return TypeAdapter(Card).validate_python(told)
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ConfigError(f"the file's metadata isn't that of an exported network: {error}") from None
 
 
 def load_network(path: Path | str) -> tuple[StagedNetwork, Card]:

@@ -5,9 +5,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyarrow import fs
+from pydantic import TypeAdapter, ValidationError
 
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.patience import what_helps
@@ -16,6 +17,7 @@ from metamixer_ray.tracking.naming import masked
 
 PROBE = ".probe"
 _CHECKPOINT = re.compile(r"checkpoint-epoch(\d+)(?:-step(\d+))?")
+T = TypeVar("T")
 
 
 class RunFolder:
@@ -89,9 +91,19 @@ class RunFolder:
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
     def write(self, name: str, content: bytes | str) -> None:
-        """Create or replace a file; a reader sees the old one or the new one."""
+        """Create or replace a file; a reader sees the old one or the new one.
+
+        Raises:
+            ConfigError: a link in the folder leads out of it.
+        """
+        if self.local is not None and not self._holds(self.local, (self.local / name).parent):
+            raise ConfigError(f"{self}/{name} would be written outside of {self}, where a link leads: remove the link")
         data = content.encode() if isinstance(content, str) else content
         files.write_bytes(self.filesystem, self.path(name), data)
+
+    @staticmethod
+    def _holds(root: Path, folder: Path) -> bool:
+        return folder.resolve().is_relative_to(root.resolve())
 
     def read(self, name: str) -> bytes | None:
         """A file's content, or None when there is no such file."""
@@ -104,12 +116,34 @@ class RunFolder:
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a mapping as JSON."""
-        files.write_json(self.filesystem, self.path(name), value)
+        self.write(name, files.json_text(value))
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """Read a JSON mapping, or None when there is no such file."""
-        value: dict[str, Any] | None = files.read_json(self.filesystem, self.path(name))
-        return value
+        """Read a JSON mapping, or None when there is no such file.
+
+        Raises:
+            ConfigError: the file is none.
+        """
+        return self.read_as(name, dict[str, Any])
+
+    def read_as(self, name: str, kind: type[T]) -> T | None:
+        """Read JSON as a ``kind`` that pydantic can check, such as a dataclass; None when there is no such file.
+
+        Raises:
+            ConfigError: the file is none.
+        """
+        content = self.read(name)
+        if content is None:
+            return None
+        try:
+            return TypeAdapter(kind).validate_json(content)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_context=False)[0]
+            where = "".join(f"{part}: " for part in first["loc"])
+            raise ConfigError(
+                f"{self}/{name} is torn or changed ({where}{first['msg']}): put back the file that was written, or "
+                "move the folder away"
+            ) from None
 
     def remove_folder(self, name: str) -> None:
         """Delete a folder inside with all that is in it, if it is there."""

@@ -5,20 +5,30 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
+from pydantic import Field
 
 from metamixer_ray.config import TrainConfig, afresh, from_settings, home, identity, to_yaml
 from metamixer_ray.data import Splits
+from metamixer_ray.data.config import LARGEST_SIDE, SMALLEST_SIDE
 from metamixer_ray.errors import ConfigError, UserError
 from metamixer_ray.folder import RunFolder
+from metamixer_ray.settings_text import parse_settings
 from metamixer_ray.tracking import Journal
 
 CONFIG, METRICS, SUMMARY, RUN = "config.yaml", "metrics.jsonl", "summary.json", "run.json"
 # Is there when MLflow has everything.
 TRACKED = ".tracked"
 STORAGE_VARIABLE = "METAMIXER_STORAGE"
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# What is read of a file that may come from anywhere.
+Classes = Annotated[tuple[str, ...], Field(min_length=1)]
+Means = Annotated[tuple[Finite, ...], Field(min_length=3, max_length=3)]
+Spreads = Annotated[tuple[Positive, ...], Field(min_length=3, max_length=3)]
+Side = Annotated[int, Field(ge=SMALLEST_SIDE, le=LARGEST_SIDE)]
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,8 @@ def open_run(config: TrainConfig) -> Run:
             f"--resume: {name} is {ours[name]!r} but run {folder.name!r} has {saved[name]!r}; "
             f"give the same settings, for example --config {folder}/{CONFIG} --name {folder.name} --resume"
         )
-    return Run(folder, (folder.read_json(RUN) or {}).get("key") or folder.name)
+    origin = folder.read_as(RUN, RunOrigin)
+    return Run(folder, (origin and origin.key) or folder.name)
 
 
 def read_config(folder: RunFolder) -> TrainConfig | None:
@@ -95,13 +106,40 @@ def read_config(folder: RunFolder) -> TrainConfig | None:
     if content is None:
         return None
     source = f"{folder}/{CONFIG}"
-    try:
-        settings: Any = yaml.safe_load(content)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source} is not YAML: {error}") from None
-    if not isinstance(settings, Mapping):
-        raise ConfigError(f"{source} holds no settings")
-    return from_settings(settings, source=source)
+    return from_settings(parse_settings(content, source=source), source=source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOrigin:
+    """What ``run.json`` tells of the run itself: when it was begun, and its key."""
+
+    created: str = ""
+    key: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts(RunOrigin):
+    """What ``run.json`` also tells of the data: all that it takes to use the trained networks on other images.
+
+    Attributes:
+        mean, std: per channel, of images scaled to 0..1.
+        image_size: height and width in pixels.
+    """
+
+    classes: Classes
+    mean: Means
+    std: Spreads
+    image_size: Side
+    data_fingerprint: str
+
+
+def read_facts(folder: RunFolder) -> RunFacts | None:
+    """What a run's ``run.json`` tells; None when it holds no run.
+
+    Raises:
+        ConfigError: the file is not what :func:`write_run` wrote.
+    """
+    return folder.read_as(RUN, RunFacts)
 
 
 def create_run(run: Run, config: TrainConfig, splits: Splits) -> None:
@@ -155,9 +193,9 @@ def _newest_unfinished(config: TrainConfig, storage: RunFolder) -> RunFolder | N
         if folder.exists(TRACKED):
             continue
         try:
-            theirs = read_config(folder)
+            theirs, origin = read_config(folder), folder.read_as(RUN, RunOrigin)
         except UserError:
             continue
         if theirs is not None and identity(theirs) == identity(config):
-            candidates.append(((folder.read_json(RUN) or {}).get("created", ""), name, folder))
+            candidates.append((origin.created if origin else "", name, folder))
     return max(candidates, key=lambda c: c[:2])[2] if candidates else None

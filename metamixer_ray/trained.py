@@ -14,7 +14,7 @@ from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.preparation import build_peers
 from metamixer_ray.reporting import peer_names
 from metamixer_ray.restoring import load_trained
-from metamixer_ray.runs import RUN, read_config, storage_of
+from metamixer_ray.runs import read_config, read_facts, storage_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,8 @@ class RunOptions:
     """Parquet column with the integer labels; found by its type when there is only one."""
     data_root: str | None = None
     """Folder that already holds a named torchvision set."""
+    follow_links: bool = False
+    """In a tree of class folders, whether links may lead out of the folder that --data names."""
 
     def dataset(self, image_size: int) -> DataConfig | None:
         """The other data, brought to the size that the networks were trained on; None for the run's own.
@@ -50,6 +52,7 @@ class RunOptions:
             image_column=self.image_column,
             label_column=self.label_column,
             data_root=self.data_root,
+            follow_links=self.follow_links,
             image_size=image_size,
         )
 
@@ -97,24 +100,24 @@ def open_trained(folder: RunFolder, options: RunOptions | None = None) -> Traine
     Raises:
         UserError: no such run, no checkpoint, or data that doesn't fit.
     """
-    config, facts = read_config(folder), folder.read_json(RUN)
+    config, facts = read_config(folder), read_facts(folder)
     if config is None or facts is None:
         raise ConfigError(
             f"there is no run in {folder}: give a run's folder, or its name in {storage_of(TrainConfig())}"
         )
-    other = options.dataset(facts["image_size"]) if options else None
+    other = options.dataset(facts.image_size) if options else None
     splits = load_splits(other or config.dataset, scored_only=other is not None)
-    if other is None and splits.fingerprint != facts["data_fingerprint"]:
+    if other is None and splits.fingerprint != facts.data_fingerprint:
         raise DataError(
             f"--data: the images of the run have changed since it was trained ({config.dataset.data}), so its scores "
             "would be others; give --data explicitly to score those that are there now"
         )
-    if list(splits.classes) != facts["classes"]:
+    if splits.classes != facts.classes:
         raise DataError(
             f"--data {other and other.data}: its classes are {', '.join(splits.classes)[:200]}; the run was trained on "
-            f"{', '.join(facts['classes'])[:200]}: give data with the same classes in the same order"
+            f"{', '.join(facts.classes)[:200]}: give data with the same classes in the same order"
         )
-    networks = build_peers(config, classes=len(facts["classes"]), image_size=facts["image_size"])
+    networks = build_peers(config, classes=len(facts.classes), image_size=facts.image_size)
     load_trained(networks, folder, None)
     # What a sweep's trial must not see is not shown here either.
     images = splits.test if other else splits.watched(tested=config.test)
@@ -128,7 +131,7 @@ def open_trained(folder: RunFolder, options: RunOptions | None = None) -> Traine
         # Other data need not have a part of that name.
         split=other.data if other else named,
         classes=splits.classes,
-        mean=tuple(facts["mean"]),
-        std=tuple(facts["std"]),
-        image_size=facts["image_size"],
+        mean=facts.mean,
+        std=facts.std,
+        image_size=facts.image_size,
     )

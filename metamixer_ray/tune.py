@@ -6,21 +6,28 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import tyro
-import yaml
 
 from metamixer_ray.capacity import WorkerResources
 from metamixer_ray.cli import STARTING_POINTS, run_command, take_starting_point
-from metamixer_ray.config import TrainConfig, afresh, from_settings, nest, plain_settings, to_yaml, with_settings
+from metamixer_ray.config import (
+    TrainConfig,
+    afresh,
+    from_settings,
+    nest,
+    plain_settings,
+    to_yaml,
+    with_settings,
+)
 from metamixer_ray.data import load_splits
 from metamixer_ray.distill import needs_validation
-from metamixer_ray.errors import ConfigError, TrainingFailed, UserError
+from metamixer_ray.errors import TrainingFailed, UserError
 from metamixer_ray.placement import connect
 from metamixer_ray.preparation import batch_order, build_peers, part_of
 from metamixer_ray.runs import CONFIG
+from metamixer_ray.settings_text import read_settings
 from metamixer_ray.sharing import check_shared
 from metamixer_ray.sweeps.config import DEFAULT_VALIDATION, SweepConfig
 from metamixer_ray.sweeps.engine import trial_resources
@@ -216,12 +223,7 @@ def read_point(path: str) -> Settings:
     Raises:
         ConfigError: it can't be read, or holds something else.
     """
-    try:
-        settings = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--first {path}: {error}") from None
-    if not isinstance(settings, Mapping):
-        raise ConfigError(f"--first {path} must hold settings as 'name: value'")
+    settings = read_settings(path, source=f"--first {path}")
     flat: Settings = {}
     for name, value in nest(settings, source=f"--first {path}").items():
         flat |= value if isinstance(value, Mapping) else {name: value}

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import yaml
-
 from metamixer_ray.config import TrainConfig, sections, with_settings
 from metamixer_ray.distill.config import DistillerName
 from metamixer_ray.errors import ConfigError, UserError
 from metamixer_ray.mixing.config import MixerName
+from metamixer_ray.settings_text import parse_value
 
 REFERENCE = "independent"
 # What a method may set; all else is the protocol, the same for all.
@@ -91,8 +90,8 @@ def _kind(part: str, word: str) -> str:
 
 def _value(text: str, word: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_value(text, source=word)
+    except ConfigError:
         raise ConfigError(f"--methods: {text!r} in {word!r} is not a value; a list is [0.1,0.2]") from None
 
 

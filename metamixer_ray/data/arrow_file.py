@@ -56,12 +56,15 @@ def map_arrow(path: Path) -> MappedSplit:
     """Map a file that ``write_arrow`` wrote: no image byte is read or copied.
 
     Raises:
-        OSError, pyarrow.ArrowException, KeyError, ValueError: there is no such file, or it isn't whole.
+        FileNotFoundError: there is no such file.
+        Exception: it isn't whole, or not such a file.
     """
     with pa.memory_map(str(path)) as source:
         reader = pa.ipc.open_file(source)
         facts = json.loads(reader.schema.metadata[_KEY])
         batch = reader.get_batch(0)
+    # Sees that the lengths that the file tells fit its buffers, and no more: no image byte is looked at.
+    batch.validate()
     count, channels, height, width = facts["shape"]
     if batch.num_rows != count:
         raise ValueError(f"{path}: {batch.num_rows} rows instead of {count}")
@@ -72,4 +75,6 @@ def map_arrow(path: Path) -> MappedSplit:
         images = torch.from_numpy(flat)
     images = images[: count * channels * height * width].view(count, channels, height, width)
     labels = torch.from_numpy(batch.column(1).to_numpy(zero_copy_only=False).astype(np.int64))
+    if count == 0 or not 0 <= int(labels.min()) <= int(labels.max()) < len(facts["classes"]):
+        raise ValueError(f"{path}: labels that aren't those of its classes")
     return MappedSplit(path, images, labels, facts)

@@ -8,6 +8,9 @@ from metamixer_ray.errors import ConfigError
 Augment = Literal["auto", "none", "crop", "crop-flip", "resized-crop", "trivial", "rand"]
 Streaming = Literal["auto", "yes", "no"]
 
+SMALLEST_SIDE, LARGEST_SIDE = 4, 4096
+"""Pixels; a batch of images larger than that fits no memory."""
+
 STREAM_ABOVE_GB = 32
 """Decoded sets larger than this don't stay in the page cache of most nodes, and each read would go to the disk."""
 
@@ -33,6 +36,9 @@ class DataConfig:
     data_root: str | None = None
     """Folder that already holds a named torchvision set, unpacked as torchvision lays it out; nothing is
     downloaded."""
+
+    follow_links: bool = False
+    """In a tree of class folders, whether links may lead out of the folder that --data names."""
 
     image_column: str | None = None
     """Parquet column with the images; found by its type when there is only one."""
@@ -90,8 +96,11 @@ class DataConfig:
     """Folder for decoded images and downloads; by default $METAMIXER_CACHE, else ~/.cache/metamixer_ray."""
 
     def __post_init__(self) -> None:
-        if self.image_size is not None and self.image_size < 4:
-            raise ConfigError(f"--image-size {self.image_size}: images need at least 4 pixels a side")
+        if self.image_size is not None and not SMALLEST_SIDE <= self.image_size <= LARGEST_SIDE:
+            raise ConfigError(
+                f"--image-size {self.image_size}: images need at least {SMALLEST_SIDE} pixels a side, and may have at "
+                f"most {LARGEST_SIDE}"
+            )
         if not 0 <= self.validation_fraction < 1:
             raise ConfigError(
                 f"--validation-fraction {self.validation_fraction}: give a share from 0 (none) to below 1, like 0.1"

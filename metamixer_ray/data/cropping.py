@@ -1,6 +1,5 @@
 """Parts of images: which part, and how it becomes a square of pixels."""
 
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from metamixer_ray.data.decoding import convert_rgb
+from metamixer_ray.data.decoding import convert_rgb, open_image
 
 AREA = (0.08, 1.0)
 """Share of the image that a random part has, as usual for ImageNet (Szegedy et al. 2015, arXiv 1409.4842)."""
@@ -93,7 +91,7 @@ def decode_box(encoded: bytes, choose: Callable[[int, int], Box], size: int) -> 
     Raises:
         Exception: whatever Pillow raises for what it cannot decode.
     """
-    with Image.open(io.BytesIO(encoded)) as image:
+    with open_image(encoded) as image:
         width, height = image.size
         box = choose(width, height)
         reduction = min(box.width, box.height) // size

@@ -3,8 +3,10 @@
 import io
 import logging
 import multiprocessing
+import os
 import re
 import sys
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -12,6 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,10 +22,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from metamixer_ray.data.sources.base import CHUNK_ROWS, Chunk, RawImage
-from metamixer_ray.errors import DataError
+from metamixer_ray.errors import ProcessKilled
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What encoded images may be. Pillow knows more, but for some it starts other programs: Ghostscript for EPS."""
 
 # Decoding fewer rows takes about a second, and a pool isn't worth its processes.
 POOL_FROM_ROWS = 4_000
@@ -60,7 +66,7 @@ def to_rgb(image: RawImage, size: int | None) -> NDArray[np.uint8]:
     elif isinstance(image, Image.Image):
         opened = image
     else:
-        opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+        opened = open_image(image)
     with opened if isinstance(image, bytes | str) else _kept_open(opened):
         rgb = convert_rgb(opened)
     if size is not None and rgb.size != (size, size):
@@ -69,6 +75,21 @@ def to_rgb(image: RawImage, size: int | None) -> NDArray[np.uint8]:
         left, top = (width - side) / 2, (height - side) / 2
         rgb = rgb.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def open_image(image: bytes | str) -> Image.Image:
+    """Encoded bytes or the file at a path, opened as one of ``FORMATS``: its size is known, its pixels are not decoded.
+
+    Raises:
+        Exception: whatever Pillow raises for what is none of them.
+    """
+    return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=_known_formats())
+
+
+@cache
+def _known_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
 
 
 class _kept_open:  # noqa: N801 - reads as a word in the with statement
@@ -137,7 +158,7 @@ def attempt(decode: Callable[[Any], T], raw: RawImage | None) -> tuple[T | None,
             raise ValueError("no image bytes are stored here")
         return decode(raw), None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        return None, f"the image is too large to be decoded safely ({error})"
+        return None, f"the image is too large to be decoded safely ({error}); store it with fewer pixels"
     except Exception as error:  # Pillow's decoders raise nearly anything on broken input
         return None, f"the image cannot be decoded ({type(error).__name__}: {_printable(error)})"
 
@@ -154,7 +175,7 @@ def decode_all(
     """Decode all chunks in order, with a pool of ``processes`` when there are rows enough to pay for one.
 
     Raises:
-        DataError: a pool process was killed, which is nearly always the machine running out of memory.
+        ProcessKilled: a pool process was, which is nearly always the machine running out of memory.
     """
     if processes < 2 or rows < POOL_FROM_ROWS:
         for chunk in chunks:
@@ -164,7 +185,7 @@ def decode_all(
     # and take seconds. A child here only runs Pillow and NumPy. Elsewhere than on Linux fork isn't safe.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     pending: deque[Future[Decoded]] = deque()
-    pool = ProcessPoolExecutor(min(processes, -(-rows // CHUNK_ROWS)), mp_context=context)
+    pool = ProcessPoolExecutor(min(processes, -(-rows // CHUNK_ROWS)), mp_context=context, initializer=end_with_parent)
     try:
         for chunk in chunks:
             pending.append(pool.submit(decode_chunk, chunk, size))
@@ -173,9 +194,21 @@ def decode_all(
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool as error:
-        raise DataError(
+        raise ProcessKilled(
             "a process that decodes images was killed, most likely because memory ran out; nothing was "
             "lost: start again with more memory or fewer CPUs per worker"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def end_with_parent() -> None:
+    """Have this process end when its parent does, however that ends: a pool's process would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

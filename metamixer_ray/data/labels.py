@@ -9,6 +9,7 @@ from metamixer_ray.data.sources.base import Split
 from metamixer_ray.errors import DataError
 
 OnBadImage = Literal["error", "skip"]
+MOST_CLASSES = 2**31
 
 
 def label_problem(label: object, classes: tuple[str, ...] | None, *, hint: str = "") -> str | None:
@@ -17,7 +18,7 @@ def label_problem(label: object, classes: tuple[str, ...] | None, *, hint: str =
         return "the label is null"
     if isinstance(label, bool) or not isinstance(label, int | np.integer):
         return f"the label is {label!r}, not an integer"
-    if label < 0:
+    if not 0 <= label < MOST_CLASSES:
         return f"the label is {label}, which isn't a class number from 0{hint}"
     if classes is not None and label >= len(classes):
         return f"the label is {label}, but the classes are 0 to {len(classes) - 1}"

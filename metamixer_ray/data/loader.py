@@ -2,12 +2,14 @@
 
 import logging
 import math
+import multiprocessing
 import sys
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +24,7 @@ from metamixer_ray.data.config import Augment, DataConfig
 from metamixer_ray.data.image_set import ImageSet
 from metamixer_ray.data.sampler import BatchOrder
 from metamixer_ray.data.sources import resolve_augment
-from metamixer_ray.errors import ConfigError, DataError
+from metamixer_ray.errors import ConfigError, DataError, ProcessKilled
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +276,23 @@ def _by_processes(
         # fork shares the memory map and the order at no cost; elsewhere than on Linux it isn't safe.
         multiprocessing_context="fork" if sys.platform == "linux" else None,
     )
-    yield from loader
+    others = set(multiprocessing.active_children())
+    iterator = iter(loader)
+    helpers = set(multiprocessing.active_children()) - others
+    try:
+        yield from iterator
+        return
+    except Exception as error:  # of what a killed process had begun to send, nearly anything
+        # Its connections are closed a moment before it is over.
+        if isinstance(error, DataError) or not wait([helper.sentinel for helper in helpers], timeout=1):
+            raise
+        what = str(error).partition(". ")[0]
+    # Neither torch's error, whose traceback knows the iterator, nor this one keeps the other processes alive.
+    del iterator
+    raise ProcessKilled(
+        f"a loader process was killed, most likely because memory ran out ({what}); if it happens again, give fewer "
+        "--loader-processes or a smaller --stream-window"
+    )
 
 
 def _as_it_is(batch: Any) -> Any:

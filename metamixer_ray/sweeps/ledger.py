@@ -3,7 +3,6 @@
 Nothing here is pickled and nothing is Ray's: a killed sweep is told all that was seen again, trial by trial.
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -74,15 +73,14 @@ class Ledger:
         self._trials: dict[int, Trial] = {}
         for name in folder.children():
             place = folder.inside(name)
-            if not place.exists(TRIAL):
-                continue
             try:
-                trial = Trial(**(place.read_json(TRIAL) or {}))
-            except (json.JSONDecodeError, TypeError) as error:
+                trial = place.read_as(TRIAL, Trial)
+            except ConfigError as error:
                 raise ConfigError(
                     f"{place}/{TRIAL} is not the record of a trial ({error}); remove its folder to leave the trial out"
                 ) from None
-            self._trials[trial.number] = trial
+            if trial is not None:
+                self._trials[trial.number] = trial
 
     def trials(self) -> list[Trial]:
         """All trials, in order."""

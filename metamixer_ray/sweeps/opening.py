@@ -13,6 +13,7 @@ from metamixer_ray.data import NAMED_SOURCES
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.runs import storage_of
+from metamixer_ray.settings_text import parse_settings
 from metamixer_ray.sweeps.config import DEFAULT_VALIDATION, SweepConfig
 
 SUMMARY, BEST, SPACE = "summary.json", "best.yaml", "space.txt"
@@ -93,7 +94,7 @@ def open_sweep(kind: Kind, training: TrainConfig, facts: Mapping[str, Any], subj
         theirs = _facts_of(kind, folder)
         different = [key for key, value in facts.items() if key not in kind.free and theirs.get(key) != value]
         if theirs and not different and (run.name is not None or not folder.exists(SUMMARY)):
-            return Sweep(kind, folder, theirs["key"])
+            return Sweep(kind, folder, str(theirs.get("key", folder.name)))
         if theirs and run.name is not None:
             key = different[0]
             raise ConfigError(
@@ -113,11 +114,8 @@ def create_sweep(sweep: Sweep, facts: Mapping[str, Any]) -> None:
 
 
 def _facts_of(kind: Kind, folder: RunFolder) -> dict[str, Any]:
-    try:
-        facts = yaml.safe_load(folder.read(kind.facts) or b"")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{folder}/{kind.facts} is not YAML ({error}); choose another --name") from None
-    return completed(facts) if facts and isinstance(facts, dict) else {}
+    facts = parse_settings(folder.read(kind.facts) or b"", source=f"{folder}/{kind.facts}")
+    return completed(facts) if facts else {}
 
 
 def default_name(kind: Kind, training: TrainConfig, subject: str) -> str:

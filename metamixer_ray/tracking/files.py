@@ -84,7 +84,12 @@ def read_json(filesystem: fs.FileSystem, path: str) -> Any:
 
 def write_json(filesystem: fs.FileSystem, path: str, value: Any) -> None:
     """Write a value as indented JSON, replacing the file."""
-    write_bytes(filesystem, path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(filesystem, path, json_text(value).encode())
+
+
+def json_text(value: Any) -> str:
+    """A value as indented JSON."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def make_parent(filesystem: fs.FileSystem, path: str) -> None:

@@ -89,9 +89,11 @@ class Journal:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+        # What can't be written again was not written here: NaN, half a character.
+        whole = isinstance(row, dict) and type(row.get("epoch")) is int and bool(_line(row))
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("epoch"), int) else None
+    return row if whole else None
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

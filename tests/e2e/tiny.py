@@ -109,11 +109,11 @@ def assert_same_weights(first: Path, second: Path, peers: int) -> None:
                 assert torch.equal(tensor, other) if torch.is_tensor(tensor) else tensor == other
 
 
-def assert_equal_runs(calm: Path, other: Path) -> None:
-    """Two runs of ``EPOCHS`` epochs of two peers ended with the same bits, and recorded each epoch once, the same."""
+def assert_equal_runs(calm: Path, other: Path, epochs: int = EPOCHS) -> None:
+    """Two runs of so many epochs of two peers ended with the same bits, and recorded each epoch once, the same."""
     assert_same_weights(calm, other, peers=2)
     ours, theirs = rows(calm), rows(other)
-    assert [row["epoch"] for row in theirs] == list(range(1, EPOCHS + 1))
+    assert [row["epoch"] for row in theirs] == list(range(1, epochs + 1))
     assert [without_times(row) for row in ours] == [without_times(row) for row in theirs]
 
 

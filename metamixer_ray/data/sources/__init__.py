@@ -70,7 +70,7 @@ def open_source(config: DataConfig, cache_dir: Path, *, scored_only: bool = Fals
             raise ConfigError(f"--test-data {config.test_data}: no such folder; --data is a tree of class folders")
         if scored_only:
             path = test = next((path / name for name in TEST_NAMES if (path / name).is_dir()), path)
-        return open_folder(path, test_folder=test)
+        return open_folder(path, test_folder=test, follow_links=config.follow_links)
     if is_uri(data) or path.exists() or re.search(r"[*?\[]", data):
         return open_parquet(
             data,

@@ -2,7 +2,7 @@
 reads it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from metamixer_ray.data.sources.base import CHUNK_ROWS, Chunk, Part, Source, Split
@@ -12,7 +12,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 TEST_NAMES = ("test", "val", "valid", "validation")
 
 
-def open_folder(folder: Path, *, test_folder: Path | None) -> Source:
+def open_folder(folder: Path, *, test_folder: Path | None, follow_links: bool = False) -> Source:
     """The images under ``folder``; class names are the training part's folder names, sorted.
 
     The training part is ``folder/train``, or ``folder`` itself when ``test_folder`` is given and there is no
@@ -20,9 +20,13 @@ def open_folder(folder: Path, *, test_folder: Path | None) -> Source:
     inside ``folder`` that holds class folders. Images may lie deeper inside a class folder; other files are
     ignored.
 
+    Args:
+        follow_links: whether links may lead out of ``folder`` and ``test_folder``.
+
     Raises:
         ConfigError: there is no training or no test part.
-        DataError: a class folder without images, or a test class that training doesn't have.
+        DataError: a class folder without images, a test class that training doesn't have, a link that leads out or
+            to nothing, or a folder that can't be read.
     """
     train_root = folder / "train"
     if not train_root.is_dir():
@@ -41,7 +45,8 @@ def open_folder(folder: Path, *, test_folder: Path | None) -> Source:
     if not classes:
         raise ConfigError(f"--data {folder}: {train_root} holds no class folders")
     roots = {"train": train_root, "test": test_root}
-    listed = {split: _list(root, classes) for split, root in roots.items()}
+    homes = None if follow_links else [home.resolve() for home in (folder, test_folder) if home is not None]
+    listed = {split: _list(root, classes, homes) for split, root in roots.items()}
     identity = [
         "folder",
         *([str(root.resolve()), _stamps(root, listed[split])] for split, root in roots.items()),
@@ -65,23 +70,52 @@ def _class_names(root: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _list(root: Path, classes: tuple[str, ...]) -> list[tuple[str, int]]:
-    """(path, label) of every image; folders outside ``classes`` get label -1 and are refused when opened."""
+def _list(root: Path, classes: tuple[str, ...], homes: Sequence[Path] | None) -> list[tuple[str, int]]:
+    """(path, label) of every image; folders outside ``classes`` get label -1 and are refused when opened.
+
+    Links are followed, but not out of ``homes``, unless that is None; a folder that several lead to is read once per
+    class, since a link may lead to a folder that it lies in.
+    """
     numbers = {name: number for number, name in enumerate(classes)}
     found = []
     for name in _class_names(root):
-        for parent, folders, files in os.walk(root / name, followlinks=True):
+        been = set()
+        for parent, folders, files in os.walk(root / name, followlinks=True, onerror=_unreadable):
+            real = os.path.realpath(parent)
+            _check_inside(parent, real, homes)
+            if real in been:
+                folders.clear()
+                continue
+            been.add(real)
             folders.sort()
             for file in sorted(files):
                 if file.lower().endswith(EXTENSIONS) and not file.startswith("."):
-                    found.append((os.path.join(parent, file), numbers.get(name, -1)))
+                    path = os.path.join(parent, file)
+                    if os.path.islink(path):
+                        _check_inside(path, os.path.realpath(path), homes)
+                    found.append((path, numbers.get(name, -1)))
     return found
+
+
+def _check_inside(path: str, real: str, homes: Sequence[Path] | None) -> None:
+    if homes is not None and not any(Path(real).is_relative_to(home) for home in homes):
+        raise DataError(
+            f"{path}: a link leads out of the folder, to {real}. Give --follow-links if that is meant to be among the "
+            "images, else remove it"
+        )
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename}: the folder can't be read ({error.strerror}); mend or remove it") from error
 
 
 def _stamps(root: Path, listed: list[tuple[str, int]]) -> list[list[object]]:
     stamps: list[list[object]] = []
     for path, label in listed:
-        status = os.stat(path)
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise DataError(f"{path}: the image can't be read ({error.strerror}); mend or remove it") from error
         stamps.append([os.path.relpath(path, root), label, status.st_size, status.st_mtime_ns])
     return stamps
 

@@ -11,6 +11,7 @@ from typing import Any
 from metamixer_ray.errors import ConfigError, DataError
 
 SUFFIXES = (".parquet", ".pq")
+SECOND = 10**9
 _TRAIN_WORDS = ("train", "training")
 _TEST_WORDS = ("test", "testing", "eval", "evaluation")
 _VALIDATION_WORDS = ("validation", "valid", "val", "dev")
@@ -30,10 +31,33 @@ class RemoteFile:
     size: int
     modified_ns: int | None
 
+    def check_unchanged(self) -> None:
+        """
+        Raises:
+            DataError: what is there now is another file, or none.
+            OSError: the file system can't be asked.
+        """
+        now = self.filesystem.get_file_info(self.path)
+        if now.is_file and (now.size or 0) == self.size and _same_time(now.mtime_ns, self.modified_ns):
+            return
+        what = f"is {now.size} bytes of another time" if now.is_file else "is gone"
+        raise DataError(
+            f"{self.shown}: the file has changed since training began: what was {self.size} bytes {what}. Put the file "
+            "back and go on from the last checkpoint, or start anew with what is there"
+        )
+
     @property
     def stamp(self) -> list[object]:
         """What tells this content from another: place, size in bytes and modification time."""
         return [self.shown, self.size, self.modified_ns]
+
+
+def _same_time(one: int | None, other: int | None) -> bool:
+    """Whether two modification times are one. Of an object, some stores list fractions of a second which they leave out
+    where it is asked for alone."""
+    if one is None or other is None or 0 not in (one % SECOND, other % SECOND):
+        return one == other
+    return one // SECOND == other // SECOND
 
 
 def is_uri(location: str) -> bool:

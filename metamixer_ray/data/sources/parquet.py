@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +108,7 @@ def survey(files: Sequence[RemoteFile], image_column: str | None, label_column: 
 
 def _footer(file: RemoteFile) -> Any:
     with reading(file), open_file(file) as parquet:
+        file.check_unchanged()
         return parquet.metadata
 
 
@@ -208,7 +210,7 @@ def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return {name: value for name, value in features.items() if isinstance(value, dict)}
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 
@@ -223,11 +225,12 @@ def class_names(metadata: dict[bytes, bytes] | None, label_column: str) -> tuple
         text = metadata[b"class_names"].decode(errors="replace")
         try:
             names = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             names = [name.strip() for name in text.split(",")]
     if not isinstance(names, list) or not names:
         return None
-    return tuple(str(name) for name in names)
+    # They come to figures, terminals and other files: no line breaks, escape sequences or halves of characters.
+    return tuple(re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", "?", str(name)) for name in names)
 
 
 def open_file(file: RemoteFile, footer: Any = None, **options: Any) -> Any:
@@ -235,12 +238,15 @@ def open_file(file: RemoteFile, footer: Any = None, **options: Any) -> Any:
     import pyarrow.parquet as pq
 
     # Without pre_buffer, which would hold all of the file's columns: one read per column and row group is enough.
-    return pq.ParquetFile(file.filesystem.open_input_file(file.path), metadata=footer, **options)
+    # Checksums are compared where the file has them.
+    return pq.ParquetFile(
+        file.filesystem.open_input_file(file.path), metadata=footer, page_checksum_verification=True, **options
+    )
 
 
 class reading:  # noqa: N801 - reads as a word in the with statement
-    """Turns whatever Arrow or a file system raises while reading ``file`` into one DataError that names
-    it."""
+    """Turns whatever Arrow or a file system raises while reading ``file`` into one DataError that names it, and tells a
+    file that changed meanwhile from a damaged one."""
 
     def __init__(self, file: RemoteFile) -> None:
         self.file = file
@@ -251,6 +257,9 @@ class reading:  # noqa: N801 - reads as a word in the with statement
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None or not isinstance(error, Exception) or isinstance(error, DataError | ConfigError):
             return
+        # Of a file that is another one by now, all that went wrong comes from that.
+        with suppress(OSError):
+            self.file.check_unchanged()
         reason = "it is empty (0 bytes)" if self.file.size == 0 else " ".join(str(error).split())[:300]
         raise DataError(
             f"{self.file.shown}: not a whole Parquet file or not readable: {reason}. Fetch or write the file again"
@@ -270,6 +279,7 @@ def _chunks(files: Sequence[RemoteFile], image: str, label: str) -> Iterator[Chu
                 with reading(file):
                     batch = next(batches, None)
                     if batch is None:
+                        file.check_unchanged()
                         break
                     column = batch.column(image)
                     if is_image(column.type):

@@ -1,11 +1,9 @@
 """Whether a set is streamed or decoded once, and whether memory is enough for it."""
 
-import io
-
 import psutil
-from PIL import Image
 
 from metamixer_ray.data.config import STREAM_ABOVE_GB, DataConfig
+from metamixer_ray.data.decoding import open_image
 from metamixer_ray.data.sources.base import Source
 from metamixer_ray.data.sources.parquet import first_image, survey
 from metamixer_ray.data.streaming.feed import READS_AT_A_TIME
@@ -82,7 +80,7 @@ def _first_size(config: DataConfig, source: Source) -> tuple[int, int]:
     assert source.parquet is not None
     encoded = first_image(source.parquet["train"], config.image_column, config.label_column)
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with open_image(encoded) as image:
             return image.size
     except Exception:
         # Whoever decodes it says what is wrong with it.

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +59,14 @@ class PartIndex:
     rows: Ints
     bytes: Ints
     facts: dict[str, Any]
+
+    def check(self) -> None:
+        """Raises: Exception: the arrays don't belong together."""
+        groups = [self.in_file, self.number, self.rows, self.bytes]
+        whole = {array.dtype for array in (self.labels, *groups)} == {np.dtype(np.int64)}
+        whole = whole and {array.shape for array in groups} == {self.rows.shape} and self.rows.min() >= 0
+        if not whole or self.rows.sum() != len(self.labels) or self.labels.max() >= len(self.facts["classes"]):
+            raise ValueError("its parts don't belong together")
 
     @property
     def first(self) -> Ints:
@@ -128,11 +135,10 @@ def _make(split: Split, files: Sequence[RemoteFile], config: DataConfig, classes
     missing = np.concatenate([missing for _, missing in per_file])
     known = classes or found.classes
     labels, skipped = _checked(split, values, missing, known, files, found, skip=config.on_bad_image == "skip")
-    groups = [
-        (file, number, group.num_rows, _image_bytes(group, found.image))
-        for file, footer in enumerate(found.footers)
-        for number, group in ((n, footer.row_group(n)) for n in range(footer.num_row_groups))
-    ]
+    groups = []
+    for place, (listed, footer) in enumerate(zip(files, found.footers, strict=True)):
+        with reading(listed):
+            groups += [(place, *group) for group in _groups(footer, found.image)]
     file, number, rows, size = np.array(groups, dtype=np.int64).T.copy()
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps([[f.inner, f.size] for f in files]).encode())
@@ -146,6 +152,15 @@ def _make(split: Split, files: Sequence[RemoteFile], config: DataConfig, classes
         "where": found.where,
     }
     return PartIndex(labels, file, number, rows, size, facts)
+
+
+def _groups(footer: Any, image: str) -> list[tuple[int, int, int]]:
+    """Number, rows and size of each row group."""
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    rows = [group.num_rows for group in groups]
+    if min(rows, default=0) < 0 or sum(rows) != footer.num_rows:
+        raise ValueError(f"its footer counts {footer.num_rows} rows, and {rows} in its row groups")
+    return [(number, group.num_rows, _image_bytes(group, image)) for number, group in enumerate(groups)]
 
 
 def _image_bytes(group: Any, image: str) -> int:
@@ -203,7 +218,7 @@ def _sample_statistics(index: PartIndex, images: RowGroups, size: int, *, skip: 
         rows = np.flatnonzero((of_group == group) & (index.labels >= 0)) - index.first[group]
         chosen = np.sort(rng.permutation(rows)[: -(-SAMPLED_IMAGES // len(groups))])
         file, number = int(index.in_file[group]), int(index.number[group])
-        encoded = images.read(file, number, chosen, expected=int(index.rows[group]))
+        encoded = images.read(file, number, chosen)
         first = int(index.first_in_file[group])
         places = [f"{images.files[file].shown}, row {first + row}" for row in chosen.tolist()]
         decoded = decode_chunk(Chunk(list(encoded), [0] * len(encoded), places), size)
@@ -234,11 +249,11 @@ def _save(path: Path, index: PartIndex, key: str) -> None:
 def _load(path: Path, key: str) -> PartIndex | None:
     try:
         with np.load(path) as stored:
-            facts = json.loads(str(stored["facts"]))
-            arrays = {name: stored[name] for name in ARRAYS}
+            index = PartIndex(**{name: stored[name] for name in ARRAYS}, facts=json.loads(str(stored["facts"])))
+        index.check()
     except FileNotFoundError:
         return None
-    except (OSError, BadZipFile, KeyError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy and zipfile raise nearly anything on broken input
         logger.warning("%s is damaged and will be made again: %s", path, error)
         return None
-    return PartIndex(**arrays, facts=facts) if facts.get("key") == key else None
+    return index if index.facts.get("key") == key else None

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from metamixer_ray.data.sources.locations import RemoteFile
 from metamixer_ray.data.sources.parquet import is_image, open_file, reading
-from metamixer_ray.errors import DataError
 
 
 class RowGroups:
@@ -19,7 +18,7 @@ class RowGroups:
         self._column = image_column
         self._footers: dict[int, Any] = {}
 
-    def read(self, file: int, number: int, rows: NDArray[np.int64], *, expected: int) -> list[bytes | None]:
+    def read(self, file: int, number: int, rows: NDArray[np.int64]) -> list[bytes | None]:
         """Some images of a row group, in the order of ``rows``; None where nothing is stored.
 
         While it reads, the image column of the whole row group is in memory.
@@ -28,8 +27,6 @@ class RowGroups:
             file: which of the files.
             number: which of its row groups.
             rows: int64 [n], inside the row group.
-            expected: rows that the row group had when the index was made.
-
         Raises:
             DataError: the file cannot be read or is another one by now.
         """
@@ -38,15 +35,15 @@ class RowGroups:
         source = self.files[file]
         with reading(source):
             parquet = open_file(source, self._footers.get(file))
-            footer = self._footers.setdefault(file, parquet.metadata)
-            if number >= footer.num_row_groups or footer.row_group(number).num_rows != expected:
-                raise DataError(f"{source.shown}: the file has changed since training began; start again")
+            self._footers.setdefault(file, parquet.metadata)
             # Of struct<bytes, path> the bytes alone.
             nested = is_image(parquet.schema_arrow.field(self._column).type)
             leaf = f"{self._column}.bytes" if nested else self._column
             column = parquet.read_row_group(number, columns=[leaf], use_threads=False).column(0)
             if nested:
                 column = pc.struct_field(column, "bytes")
+            # Afterwards, so that it holds for what was read.
+            source.check_unchanged()
             return [column[row].as_py() for row in rows.tolist()]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class StreamedSet(ImageSet):
         def read(group: int, images: Ints) -> Encoded:
             rows = self._rows[images] - index.first[group]
             file, number = int(index.in_file[group]), int(index.number[group])
-            return self._row_groups.read(file, number, rows, expected=int(index.rows[group]))
+            return self._row_groups.read(file, number, rows)
 
         return Feed(parts, self.layout.groups, read, ahead=ahead)
 

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 # Wong (2011), Points of view: Color blindness, Nature Methods 8:441; black is kept for the ensemble.
@@ -32,9 +33,19 @@ def new_figure(width: float, height: float) -> Figure:
 def figure_png(figure: Figure, dpi: float = 140) -> bytes:
     """The figure as PNG bytes; a very large one gets fewer dots per inch: no side exceeds 4000 pixels."""
     most = _MOST_PIXELS / max(figure.get_size_inches())
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=min(dpi, most), facecolor="white")
-    return buffer.getvalue()
+
+    def drawn() -> bytes:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=min(dpi, most), facecolor="white")
+        return buffer.getvalue()
+
+    try:
+        return drawn()
+    except ValueError:
+        # Names are whatever a data set calls its classes; between dollar signs they are taken for mathematics.
+        for text in figure.findobj(Text):
+            text.set_parse_math(False)
+        return drawn()
 
 
 def style_curves(axes: Axes, *, title: str, ylabel: str) -> None:

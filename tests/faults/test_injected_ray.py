@@ -1,0 +1,76 @@
+"""One training after another fault: it goes on by itself, and its weights are those of one that nothing happened to."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from metamixer_ray.folder import RunFolder, checkpoint_names
+from tests.e2e import tiny
+from tests.e2e.waiting import wait_for, workers
+from tests.faults.injecting import HUNG_SECONDS, processes
+from tests.faults.test_torn_checkpoints import damage
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+def hit(victims: list[psutil.Process], number: int) -> psutil.Process:
+    assert victims
+    victim = random.Random(0).choice(victims)
+    victim.send_signal(number)
+    return victim
+
+
+def test_one_fault_after_another_changes_nothing(uninterrupted: Path, ray_cluster: str, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "faulty"
+    words = tiny.flags(tmp_path, name="faulty", epochs=tiny.EPOCHS, checkpoint_seconds=0.2)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "metamixer_ray.train", *words, "--address", ray_cluster],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": HUNG_SECONDS},
+    )
+    lost: list[psutil.Process] = []
+
+    def at(rows: int) -> None:
+        """Wait for so many epochs, and for workers that are none of those that were hit."""
+        gone = {process.pid for process in lost}
+        assert wait_for(
+            lambda: tiny.recorded(run) >= rows and len({w.pid for w in workers(os.getpid())} - gone) == 2,
+        ), driver.poll()
+
+    try:
+        at(1)
+        lost += workers(os.getpid())
+        hung = hit(workers(os.getpid()), signal.SIGSTOP)
+        at(2)
+        assert not hung.is_running()
+        lost += workers(os.getpid())
+        hit(workers(os.getpid()), signal.SIGTERM)
+        at(3)
+        lost += workers(os.getpid())
+        hit(processes("ray::TrainController"), signal.SIGKILL)
+        at(4)
+        newest = checkpoint_names(RunFolder(str(run)))[0]
+        with suppress(FileNotFoundError):
+            damage(run / newest, "cut", random.Random(1))
+        hit(workers(os.getpid()), signal.SIGKILL)
+    finally:
+        told, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, told
+    for line in (
+        r"a worker failed (WorkerHealthCheckTimeoutError: ",
+        "a machine is being taken away; what was trained is kept, and goes on elsewhere",
+        "the training's controller died; going on from the last checkpoint",
+    ):
+        assert line in told, told
+    tiny.assert_equal_runs(uninterrupted, run)
+    assert tiny.tracked_epochs(tmp_path) == list(range(1, tiny.EPOCHS + 1))
+    assert len(checkpoint_names(RunFolder(str(run)))) <= 3  # two, and one that was damaged
