@@ -18,7 +18,7 @@ from metamixer_ray.data import Batch, BatchOrder, DataConfig, Splits, load_split
 from metamixer_ray.data.sources import open_source
 from metamixer_ray.errors import DataError
 from tests.data.drawing import encoded, picture, write_parquet
-from tests.e2e.object_store import object_store
+from tests.e2e.object_store import folder_of, object_store
 
 ROWS = 64
 
@@ -116,7 +116,8 @@ def test_a_file_that_changes_while_it_is_decoded(
 
 
 def test_an_object_that_is_replaced_while_it_is_streamed(folder: Path, tmp_path: Path) -> None:
-    with object_store() as uri:
+    with object_store() as port:
+        uri = folder_of(port)
         store, root = fs.FileSystem.from_uri(uri)
         store.create_dir(root, recursive=True)
 
