@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -28,6 +29,7 @@ from metamixer_ray.train import main
 from tests.e2e import tiny
 from tests.e2e.conftest import EPOCHS
 from tests.e2e.object_store import SECRET, object_store
+from tests.e2e.own_parts import patience
 from tests.e2e.waiting import wait_for, workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -131,6 +133,37 @@ def test_killed_workers_change_nothing(uninterrupted: Path, store: str, tmp_path
 
 def _pid(process: psutil.Process) -> int:
     return process.pid
+
+
+def test_a_lost_node_is_waited_for(ray_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training of two peers, each on a node of its own, of which one goes in the midst of it and comes back."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")  # until it is said that workers wait; 60 else
+    run, told = tmp_path / "runs" / "halved", io.StringIO()
+    said: list[bool] = []
+
+    def lose_one() -> None:
+        with patience():
+            if not wait_for(lambda: tiny.recorded(run) >= 1):
+                return
+            (lost,) = ray_nodes.worker_nodes
+            ray_nodes.remove_node(lost)
+        try:
+            said.append(wait_for(lambda: "waiting since" in told.getvalue()))
+        finally:
+            ray_nodes.add_node(num_cpus=1, labels={"kind": "b"})
+
+    loser = threading.Thread(target=lose_one)
+    loser.start()
+    settings = {"peers": ["tests.e2e.own_parts:patient", "resnet8"], "peer_labels": ["kind=a", "kind=b"]}
+    try:
+        train(tiny.config(tmp_path, name="halved", image_size=16, **settings), Console(stream=told))
+    finally:
+        loser.join()
+    assert said == [True]
+    waited = r"waiting since \d\d:\d\d:\d\d for .*kind=b.*\n(.*\n)*all workers have their place, after"
+    assert re.search(waited, told.getvalue()), told.getvalue()
+    assert [row["epoch"] for row in tiny.rows(run)] == [1, 2, 3]
+    assert _tracked_epochs(tmp_path) == [1, 2, 3]
 
 
 def test_a_stopped_and_killed_driver_is_resumed_by_the_same_command(
