@@ -20,9 +20,10 @@ MODEL_FILE = "MLmodel"
 
 ABOUT_EXPERIMENT = (
     "Small networks that learn together (online knowledge distillation), by metamixer_ray. A run is a training of "
-    "peers: `peer0/top1` is a peer's score, `peers/top1_mean` the peers' mean, `ensemble/top1` that of their mean prediction, "
-    "`gain/peer0` what a peer gained over training alone (a child run, with `--baseline`). Sweeps and comparisons are "
-    "runs with a child per training. The tags `mixer`, `distiller` and `data` say what was tried, the description how."
+    "peers: `peer0/top1` is a peer's score, `peers/top1_mean` the peers' mean, `ensemble/top1` their joint "
+    "prediction's, `gain/peer0` what a peer gained over training alone (a child run, with `--baseline`). Sweeps and "
+    "comparisons are runs with a child per training. The tags `mixer`, `distiller` and `data` say what was tried, the "
+    "description how."
 )
 """The description of a new experiment."""
 _METRICS_PER_REQUEST = 1000
