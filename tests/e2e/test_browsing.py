@@ -20,7 +20,8 @@ from metamixer_ray import train
 from metamixer_ray.sweeps.config import SweepConfig
 from metamixer_ray.tune import tune
 from tests.e2e import tiny
-from tests.ports import free_port
+from tests.e2e.waiting import wait_for
+from tests.ports import answers, free_port
 
 pytest.importorskip("selenium")
 from tests.e2e.browser import PROGRAMS, Browser, browser
@@ -53,15 +54,15 @@ def runs(storage: Path) -> dict[str, Run]:
 @pytest.fixture(scope="module")
 def pages(storage: Path) -> Iterator[str]:
     """The address that ``python -m metamixer_ray.ui`` tells."""
-    words = [sys.executable, "-m", "metamixer_ray.ui", "--tracking-uri", tiny.store(storage)]
-    process = subprocess.Popen(
-        [*words, "--port", str(free_port())], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+    port = free_port()
+    words = ["-m", "metamixer_ray.ui", "--tracking-uri", tiny.store(storage), "--port", str(port)]
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert process.stdout is not None
         (address,) = re.findall(r"http://\S+", process.stdout.readline())
         # What MLflow tells about itself would fill the pipe.
         drain = subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL)
+        assert wait_for(lambda: answers(port), 120)
         yield address
     finally:
         os.killpg(process.pid, signal.SIGTERM)
