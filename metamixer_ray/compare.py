@@ -76,7 +76,9 @@ def compare(config: CompareConfig, board: Board | None = None) -> dict[str, Any]
     board = board or Board(samples, training.epochs)
     announce(config, methods, sweep, part.description, samples, board)
     subject = f"of {', '.join(method.name for method in methods)}"
-    parent = parent_plan(training, sweep, protocol, module="metamixer_ray.compare", subject=subject)
+    parent = parent_plan(
+        training, sweep, protocol, module="metamixer_ray.compare", subject=subject, data=part.description
+    )
     with underway(
         training,
         sweep,
@@ -142,7 +144,7 @@ def publish(running: Underway, standings: Sequence[Standing], summary: dict[str,
     running.keep(TABLE_CSV, as_csv(standings))
     running.keep(TRAININGS_CSV, trainings_csv(standings))
     running.writer.log_metrics(metrics(standings), 0)
-    running.writer.set_tags({"mlflow.note.content": table})
+    running.describe(table)
     title = f"{', '.join(summary['peers'])}; {summary['data']}; {summary['epochs']} epochs"
     try:
         sheet = comparison_sheet([bar(standing) for standing in standings], title=title, confidence=CONFIDENCE)

@@ -201,6 +201,13 @@ class Keeper:
             run_name=f"{self._run.name}-alone",
             key=f"{self._run.key}-alone",
             parameters=dict(parameters),
+            tags={
+                **self._tracking.tags,
+                "mixer": str(parameters["mixer"]),
+                "distiller": str(parameters["distiller"]),
+                "mlflow.note.content": f"The networks of {self._run.name} alone, what its gain is over: same weights "
+                "and batches, no mixing, no exchange.",
+            },
             parent_run_id=self.run_id(),
         )
         self._alone = writer = tracking.writer(self._console.warn)

@@ -35,6 +35,8 @@ def connect(placement: PlacementConfig, *, verbose: bool = False) -> None:
     os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", LEAVE_GROUP_SECONDS)
     # Ray prints a note about its accelerator variable on every CPU-only worker otherwise.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # What Ray says of its nodes it would say in colours, in the log of a job too.
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     # A person's own network or data may open files by names relative to where they started it.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     if ray.is_initialized():

@@ -51,8 +51,8 @@ def refuse_private(config: TrainConfig, where: str) -> None:
     if is_file(uri):
         raise ConfigError(
             f"--tracking-uri {masked(uri)} is a file of one machine, and {where}: start an MLflow server that all can "
-            "reach, 'mlflow server --host 0.0.0.0 --artifacts-destination s3://BUCKET/mlflow', and name it by "
-            "--tracking-uri or $MLFLOW_TRACKING_URI, such as http://HEAD:5000"
+            "reach, 'mlflow server --host 0.0.0.0 --allowed-hosts HEAD:5000 --artifacts-destination s3://BUCKET/mlflow'"
+            ", and name it by --tracking-uri or $MLFLOW_TRACKING_URI, such as http://HEAD:5000"
         )
     if config.run.storage is None and not os.environ.get(STORAGE_VARIABLE):
         raise ConfigError(

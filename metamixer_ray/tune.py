@@ -88,7 +88,7 @@ def tune(config: SweepConfig, board: Board | None = None) -> dict[str, Any]:
     board = board or Board(samples, training.epochs, nll=config.objective == "nll")
     announce(config, sweep, part.description, resources, samples, board)
     subject = f"over {', '.join(config.space)}"
-    parent = parent_plan(training, sweep, facts, module="metamixer_ray.tune", subject=subject)
+    parent = parent_plan(training, sweep, facts, module="metamixer_ray.tune", subject=subject, data=part.description)
     with underway(
         training,
         sweep,
@@ -139,7 +139,7 @@ def publish(config: SweepConfig, running: Underway, summary: Mapping[str, Any]) 
     for name in (BEST, SUMMARY):
         writer.log_artifact(folder.read(name) or b"", name)
     writer.log_metrics(parent_metrics(summary), 0)
-    writer.set_tags({"mlflow.note.content": "\n\n".join([*closing(config, summary), *refitted(summary)])})
+    running.describe("\n\n".join([*closing(config, summary), *refitted(summary)]))
 
 
 def draw(config: SweepConfig, running: Underway, search: Ledger, board: Board) -> None:

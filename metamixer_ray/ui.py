@@ -12,7 +12,7 @@ from metamixer_ray.cli import run_command
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.keeping import tracking_store
 from metamixer_ray.tracking.mlflow_run import sqlite_file
-from metamixer_ray.tracking.naming import is_server, masked
+from metamixer_ray.tracking.naming import TRAININGS, is_server, masked
 
 # MLflow's server can run jobs too, for which it would start a process per core.
 _QUICK = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -25,7 +25,7 @@ class UiOptions:
     tracking_uri: str | None = None
     """MLflow store. Default: $MLFLOW_TRACKING_URI, else SQLite in $METAMIXER_HOME."""
     host: str = "127.0.0.1"
-    """Address to listen on. 0.0.0.0 lets other machines in, and MLflow asks nobody for a password."""
+    """Address to listen on. 0.0.0.0 lets other machines in, by this machine's name; MLflow asks for no password."""
     port: int = 5000
     """Port to listen on."""
 
@@ -57,6 +57,12 @@ def server_command(options: UiOptions) -> list[str] | None:
     words += ["--workers", "1", "--backend-store-uri", uri]
     if artifacts is None and path is not None:
         artifacts = str(path.absolute().parent / "artifacts")
+    if options.host not in ("127.0.0.1", "localhost"):
+        # MLflow would refuse what browsers ask of it under any other name than localhost.
+        names = {socket.gethostname(), socket.getfqdn(), options.host}
+        places = sorted(f"{name}:{options.port}" for name in names)
+        words += ["--allowed-hosts", ",".join(["localhost:*", "127.0.0.1:*", *places])]
+        words += ["--cors-allowed-origins", ",".join(f"http://{place}" for place in places)]
     # MLflow would make a folder in the working directory otherwise.
     return words if artifacts is None else [*words, "--artifacts-destination", artifacts]
 
@@ -71,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command is None:
             print(f"a server shows these runs already: {uri}")
             return
-        print(f"the runs in {uri}: http://{options.host}:{options.port}   (Ctrl-C ends it)", flush=True)
+        host = socket.gethostname() if options.host == "0.0.0.0" else options.host
+        pages = f"http://{host}:{options.port}/#/experiments{TRAININGS}"
+        print(f"the runs in {uri}: {pages}   (Ctrl-C ends it)", flush=True)
         # Not a child of this process: signals reach the server itself.
         os.execve(command[0], command, _QUICK | dict(os.environ))
 

@@ -13,6 +13,7 @@ from metamixer_ray.sweeps.config import ObjectiveName
 from metamixer_ray.sweeps.opening import TRIALS, Sweep
 from metamixer_ray.sweeps.trial import SweepPlan
 from metamixer_ray.tracking.provenance import environment_tags, repeat_command, source_tags
+from metamixer_ray.tracking.summary import repeated_by
 
 
 def plan_trials(
@@ -37,23 +38,21 @@ def plan_trials(
         tracking_uri=parent.uri,
         artifact_location=parent.artifact_location,
         parent_run_id=parent_run_id,
-        tags={
-            "data": training.dataset.data,
-            "mlflow.note.content": f"A training of the {sweep.kind.noun} {sweep.name}.",
-        },
+        about=f"A training of the {sweep.kind.noun} {sweep.name} on {splits.description}",
+        tags={**parent.tags, "data": training.dataset.data},
         environment={name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")},
     )
 
 
 def parent_plan(
-    training: TrainConfig, sweep: Sweep, facts: Mapping[str, Any], *, module: str, subject: str
+    training: TrainConfig, sweep: Sweep, facts: Mapping[str, Any], *, module: str, subject: str, data: str
 ) -> TrackingPlan:
     """How the sweep itself is written to MLflow: the run that its trials are children of.
 
     Args:
         facts: its options that can't change when it is resumed.
         module: whose command line it was.
-        subject: what it is about, in words.
+        subject, data: what it is about and on which images, in words.
     """
     uri, artifacts = tracking_store(training.run.tracking_uri)
     command = repeat_command(module)
@@ -68,7 +67,9 @@ def parent_plan(
             **source_tags(command),
             "sweep": sweep.name,
             "run_folder": str(sweep.folder),
-            "mlflow.note.content": f"A {sweep.kind.noun} {subject}: `{command}`",
+            "mlflow.note.content": f"A {sweep.kind.noun} {subject}: {', '.join(training.peers)} on {data}; "
+            f"{training.epochs} epochs. A child run per training; run folder: `{sweep.folder}`\n\n"
+            f"{repeated_by(command)}",
         },
         artifact_location=artifacts,
     )

@@ -6,6 +6,7 @@ is an ordinary run folder, so a trial that is taken up again goes on from its la
 
 import os
 import queue
+import shlex
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ from metamixer_ray.folder import RunFolder
 from metamixer_ray.keeping import TrackingPlan, tracked_parameters
 from metamixer_ray.placement import connect
 from metamixer_ray.reporting import first_line
-from metamixer_ray.runs import journal_of, write_run
+from metamixer_ray.runs import CONFIG, journal_of, write_run
 from metamixer_ray.sweeps.config import ObjectiveName
 from metamixer_ray.sweeps.ledger import BROKE, ENDED
+from metamixer_ray.tracking.summary import trial_description
 
 WORST_NLL = 100.0
 STOP_SECONDS = 30.0
@@ -51,6 +53,8 @@ class SweepPlan:
     tracking_uri: str
     artifact_location: str | None
     parent_run_id: str | None
+    about: str
+    """What each of them is, in words."""
     tags: Mapping[str, str]
     environment: Mapping[str, str]
     """How MLflow is reached; processes of a cluster that was joined don't have the driver's environment."""
@@ -68,13 +72,25 @@ class SweepPlan:
     def tracking(self, name: str, settings: Mapping[str, Any]) -> TrackingPlan:
         """How a trial is written to MLflow."""
         flat = {**self.training, **settings}
+        folder = RunFolder(self.folder).inside(name)
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+        changed = {key: value for key, value in plain.items() if value != self.training.get(key)}
+        command = shlex.join(["python", "-m", "metamixer_ray.train", "--config", f"{folder}/{CONFIG}"])
         return TrackingPlan(
             uri=self.tracking_uri,
             experiment=str(flat["experiment"]),
             run_name=f"{self.name}-{name}",
             key=f"{self.key}-{name}",
             parameters=tracked_parameters(flat),
-            tags={**self.tags, "sweep": self.name, "sweep.trial": name},
+            tags={
+                **self.tags,
+                "sweep": self.name,
+                "sweep.trial": name,
+                "mixer": flat["mixer"],
+                "distiller": flat["distiller"],
+                "run_folder": str(folder),
+                "mlflow.note.content": trial_description(self.about, flat, changed, str(folder), command),
+            },
             artifact_location=self.artifact_location,
             parent_run_id=self.parent_run_id,
         )

@@ -38,6 +38,10 @@ class Underway:
         self.sweep.folder.write(name, data)
         self.writer.log_artifact(data, name)
 
+    def describe(self, found: str) -> None:
+        """Put what came of it (Markdown) above the description of the MLflow run."""
+        self.writer.set_tags({"mlflow.note.content": f"{found}\n\n{self.parent.tags['mlflow.note.content']}"})
+
     def places(self) -> list[str]:
         """Where a person finds all this in MLflow."""
         plan = self.parent

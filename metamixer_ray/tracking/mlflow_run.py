@@ -18,6 +18,14 @@ KEY_TAG = "metamixer.key"
 """Tag that tells whose run it is, so that a creation whose answer was lost is found instead of repeated."""
 MODEL_FILE = "MLmodel"
 
+ABOUT_EXPERIMENT = (
+    "Small networks that learn together (online knowledge distillation), by metamixer_ray. A run is a training of "
+    "peers: `peer0/top1` is a peer's score, `peers/top1_mean` the peers' mean, `ensemble/top1` their joint "
+    "prediction's, `gain/peer0` what a peer gained over training alone (a child run, with `--baseline`). Sweeps and "
+    "comparisons are runs with a child per training. The tags `mixer`, `distiller` and `data` say what was tried, the "
+    "description how."
+)
+"""The description of a new experiment."""
 _METRICS_PER_REQUEST = 1000
 _PARAMETERS_PER_REQUEST = 100
 _REQUEST_DEFAULTS = {
@@ -25,6 +33,8 @@ _REQUEST_DEFAULTS = {
     # Retrying is the writer's task, so one attempt of bounded length is enough.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    # The console has the run's address already, and a sweep's would have those of all trials.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -222,7 +232,8 @@ class MlflowRun:
         known = self._client.get_experiment_by_name(name)
         if known is None:
             try:
-                return str(self._client.create_experiment(name, location))
+                about = {"mlflow.note.content": ABOUT_EXPERIMENT}
+                return str(self._client.create_experiment(name, location, about))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise

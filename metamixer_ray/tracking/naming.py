@@ -99,6 +99,10 @@ def is_server(tracking_uri: str) -> bool:
     return tracking_uri.startswith(("http://", "https://"))
 
 
+# Else MLflow 3 shows the pages for language models, which have no runs of trainings.
+TRAININGS = "?workflowType=machine_learning"
+
+
 def run_place(tracking_uri: str, experiment: str, run_name: str, ids: tuple[str | None, str | None]) -> str:
     """Where a person finds the run: a link where the store is a server, else the names of experiment and run.
 
@@ -108,7 +112,7 @@ def run_place(tracking_uri: str, experiment: str, run_name: str, ids: tuple[str 
         ids: the experiment's and the run's, as far as they are known.
     """
     if is_server(tracking_uri) and None not in ids:
-        return f"{masked(tracking_uri).rstrip('/')}/#/experiments/{ids[0]}/runs/{ids[1]}"
+        return f"{masked(tracking_uri).rstrip('/')}/#/experiments/{ids[0]}/runs/{ids[1]}{TRAININGS}"
     return f"experiment {experiment}, run {run_name}"
 
 

@@ -1,8 +1,10 @@
 """What a training is, in words: for the console and for the description of the MLflow run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from metamixer_ray.tracking.board import settings_text
 from metamixer_ray.tracking.rows import Row, mean, number, peer_names
 
 
@@ -107,6 +109,7 @@ def run_description(summary: RunSummary, row: Row | None = None, alone: Sequence
         f"- data: {summary.data}",
         f"- mixer: {summary.mixer}",
         f"- distiller: {summary.distiller}",
+        *([] if row is None else [f"- {_result(row, alone)}"]),
         f"- {summary.epochs} epochs of {summary.steps_per_epoch} steps, batch {summary.batch_size}; "
         f"{summary.placement}",
         f"- run folder: `{summary.run_folder}`",
@@ -123,7 +126,45 @@ def run_description(summary: RunSummary, row: Row | None = None, alone: Sequence
         ]
         if (agreement := number(row, "agreement")) is not None:
             text += [f"The peers agree on {percent(agreement)} % of the images.", ""]
-    return "\n".join([*text, "Repeat it with", "", "```", summary.command, "```", ""])
+    return "\n".join([*text, repeated_by(summary.command)])
+
+
+def trial_description(
+    about: str, settings: Mapping[str, Any], changed: Mapping[str, Any], run_folder: str, command: str
+) -> str:
+    """The description of one training of many in Markdown, like :func:`run_description`.
+
+    Args:
+        about: what it belongs to and the data.
+        settings: all of its.
+        changed: those that the others may have otherwise.
+    """
+    text = [
+        f"{about}: {', '.join(settings['peers'])}",
+        "",
+        f"- mixer: {settings['mixer']}",
+        f"- distiller: {settings['distiller']}",
+        f"- settings: {settings_text(changed, 1000)}",
+        f"- {settings['epochs']} epochs; run folder: `{run_folder}`",
+        "",
+    ]
+    return "\n".join([*text, repeated_by(command)])
+
+
+def repeated_by(command: str) -> str:
+    """The end of a description: the shell line that does it again."""
+    return f"Repeat it with\n\n```\n{command}\n```\n"
+
+
+def _result(row: Row, alone: Sequence[float | None] | None) -> str:
+    """The most important numbers in a line: MLflow shows a description's first lines alone at first."""
+    hits = [number(peer, "top1") for peer in row["peers"]]
+    text = f"top-1: {percent(mean(hits))} % (mean of the peers)"
+    if (together := number(row.get("ensemble"), "top1")) is not None:
+        text += f", {percent(together)} % (ensemble)"
+    if alone and (before := mean(alone)) is not None and (after := mean(hits)) is not None:
+        text += f"; gain over training alone: {signed_points(after - before)} points"
+    return text
 
 
 def _markdown(cells: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -25,6 +26,7 @@ from metamixer_ray.tracking import Console
 from metamixer_ray.train import main
 from tests.e2e import tiny
 from tests.e2e.object_store import SECRET, folder_of, object_store
+from tests.e2e.own_parts import patience
 from tests.e2e.tiny import EPOCHS
 from tests.e2e.waiting import wait_for, workers
 
@@ -102,6 +104,33 @@ def test_killed_workers_change_nothing(uninterrupted: Path, store: str, tmp_path
 
 def _pid(process: psutil.Process) -> int:
     return process.pid
+
+
+def test_a_lost_node_is_waited_for(ray_nodes: Any, tmp_path: Path) -> None:
+    """A training of two peers, each on a node of its own, of which one goes in the midst of it and comes back."""
+    run, log = tmp_path / "runs" / "halved", tmp_path / "log"
+    settings = {"peers": ["tests.e2e.own_parts:patient", "resnet8"], "peer_labels": ["kind=a", "kind=b"]}
+    words = [*tiny.flags(tmp_path, name="halved", image_size=16, **settings), "--address", ray_nodes.address]
+    # Ray Train looks for a place for so long (60 seconds else) until it says that there is none.
+    hasty = {**os.environ, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
+    with log.open("w") as told, patience():
+        driver = subprocess.Popen([sys.executable, "-m", "metamixer_ray.train", *words], stdout=told, env=hasty)
+        try:
+            assert wait_for(lambda: tiny.recorded(run) >= 1)
+            (lost,) = ray_nodes.worker_nodes
+            ray_nodes.remove_node(lost)
+            try:
+                assert wait_for(lambda: "waiting since" in log.read_text()), log.read_text()
+            finally:
+                ray_nodes.add_node(num_cpus=1, labels={"kind": "b"})
+            assert wait_for(lambda: "all workers have their place" in log.read_text()), log.read_text()
+        except BaseException:
+            driver.kill()
+            raise
+    assert driver.wait(timeout=200) == 0, log.read_text()
+    assert re.search(r"waiting since \d\d:\d\d:\d\d for .*kind=b", log.read_text())
+    assert [row["epoch"] for row in tiny.rows(run)] == [1, 2, 3]
+    assert _tracked_epochs(tmp_path) == [1, 2, 3]
 
 
 def test_a_stopped_and_killed_driver_is_resumed_by_the_same_command(

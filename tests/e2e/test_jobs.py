@@ -7,6 +7,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -72,13 +73,14 @@ def submission(server: Server, tmp_path: Path, *words: str, name: str) -> list[s
     return ["submit", f"--submission-id={name}", "--working-dir=.", "--runtime-env-json", environment, *words]
 
 
-def training(**settings: object) -> list[str]:
+def training(*own: str, module: str = "metamixer_ray.train", **settings: object) -> list[str]:
+    """The command to submit: a tiny training's, or one of another module with words of its ``own``."""
     words = tiny.flags(Path("unused"), **settings)
     # Store and storage are what the job's environment says.
     for option in ("--tracking-uri", "--storage"):
         at = words.index(option)
         del words[at : at + 2]
-    return ["--", sys.executable, "-m", "metamixer_ray.train", *words]
+    return ["--", sys.executable, "-m", module, *own, *words]
 
 
 def test_a_submission_that_is_stopped_goes_on_when_it_is_submitted_again(
@@ -110,12 +112,42 @@ def test_a_submission_that_is_stopped_goes_on_when_it_is_submitted_again(
     assert again.returncode == 0, again.stdout + again.stderr
     assert [row["epoch"] for row in tiny.rows(run)] == list(range(1, EPOCHS + 1))
     assert (run / "summary.json").exists()
-    told = json.loads(_asked(f"{server.uri}/api/2.0/mlflow/runs/get?run_id={tracked.info.run_id}"))["run"]
-    tags = {tag["key"]: tag["value"] for tag in told["data"]["tags"]}
+    told, tags = _told(server, tracked.info.run_id)
     assert (told["info"]["status"], tags["ray_job"], tags["mlflow.source.type"]) == ("FINISHED", "second", "JOB")
     assert [metric.step for metric in client.get_metric_history(tracked.info.run_id, "epoch")] == [
         *range(1, EPOCHS + 1)
     ]
+
+
+def test_a_submitted_sweep_is_on_the_server_with_its_trials(
+    head: Head, server: Server, tree: Path, tmp_path: Path
+) -> None:
+    # A peer per trial, so that both trials run at once on the head's two CPUs.
+    one = {"peers": ["resnet8"], "distiller": "none", "epochs": 2, "experiment": "swept"}
+    own = ["--space", "tune_spaces.mixing", "--search", "random", "--samples", "2", "--confirm-seeds", "0"]
+    words = training(*own, module="metamixer_ray.tune", name="mixing", **one)
+    done = head.job(*submission(server, tmp_path, name="sweep"), *words, cwd=tree)
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = head.job("logs", "sweep", cwd=tree).stdout
+    assert "2 trials trained to the end, 0 stopped early, 0 failed" in log
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x1b]", log.partition("mixing\n")[2])
+    client = MlflowClient(server.uri)
+    runs = client.search_runs([client.get_experiment_by_name("swept").experiment_id])
+    (parent,) = [run for run in runs if run.info.run_name == "mixing"]
+    told, tags = _told(server, parent.info.run_id)
+    assert (told["info"]["status"], tags["ray_job"]) == ("FINISHED", "sweep")
+    address = f"{server.uri}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}"
+    assert address in log
+    figures = {file.path for file in client.list_artifacts(parent.info.run_id, "figures")}
+    assert {"figures/sweep-history.png", "figures/sweep-curves.png"} <= figures
+    summary = json.loads((tmp_path / "home" / "runs" / "mixing" / "summary.json").read_text())
+    children = [run for run in runs if run is not parent]
+    assert sorted(run.info.run_name for run in children) == ["mixing-0000", "mixing-0001"]
+    for child in children:
+        told, tags = _told(server, child.info.run_id)
+        assert (told["info"]["status"], tags["sweep.status"]) == ("FINISHED", "finished")
+        assert (tags["mlflow.parentRunId"], tags["ray_job"]) == (parent.info.run_id, "sweep")
+    assert max(run.data.metrics["objective"] for run in children) == summary["best"]["objective"]
 
 
 def test_a_job_that_fails_says_why_in_its_last_line_and_by_its_status(
@@ -138,6 +170,12 @@ def test_without_the_token_nobody_gets_in(head: Head, server: Server, tree: Path
         assert "token" in (refused.stdout + refused.stderr).lower()
     assert "stranger" not in head.job("list", cwd=tree).stdout
     assert not (tmp_path / "home").exists()
+
+
+def _told(server: Server, run_id: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """A run and its tags, as the server's REST API tells of them."""
+    run = json.loads(_asked(f"{server.uri}/api/2.0/mlflow/runs/get?run_id={run_id}"))["run"]
+    return run, {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
 
 
 def _asked(address: str) -> bytes:

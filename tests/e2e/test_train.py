@@ -105,6 +105,8 @@ def test_mlflow_has_the_run_and_its_baseline(finished: tuple[Path, dict[str, Any
     assert single.data.tags["mlflow.parentRunId"] == run.info.run_id
     assert run.data.params["mixer"] == "metamixer"
     assert single.data.params["mixer"] == "none"
+    assert (single.data.tags["mixer"], single.data.tags["distiller"]) == ("none", "none")
+    assert single.data.tags["mlflow.note.content"].startswith("The networks of whole alone")
     assert run.data.params["peer1"] == "resnet14"
     for metric in ("peer0/top1", "peer1/loss", "ensemble/nll", "exchange/bytes_per_step"):
         assert [m.step for m in client.get_metric_history(run.info.run_id, metric)] == [1, 2, 3]

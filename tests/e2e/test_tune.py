@@ -1,6 +1,7 @@
 """Sweeps on a real cluster: stopped early, resumed after kills; what MLflow has of them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from metamixer_ray.folder import RunFolder
 from metamixer_ray.sweeps.config import SweepConfig
 from metamixer_ray.sweeps.ledger import Ledger, Trial
 from metamixer_ray.sweeps.trial import objective_of
+from metamixer_ray.tracking.board import settings_text
 from metamixer_ray.tune import main, tune
 from tests.e2e import tiny
 from tests.e2e.waiting import wait_for, workers
@@ -144,6 +146,9 @@ def test_mlflow_holds_a_parent_and_a_child_per_trial(swept: Swept) -> None:
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = [run for run in runs if run.info.run_name == "swept"]
     assert parent.info.status == "FINISHED"
+    assert re.match(
+        r"best: (.*\n)+A sweep over .*: resnet8, resnet8 on digits.*", parent.data.tags["mlflow.note.content"]
+    )
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {
         *("best.yaml", "summary.json", "sweep.yaml", "space.txt", "figures")
     }
@@ -158,6 +163,13 @@ def test_mlflow_holds_a_parent_and_a_child_per_trial(swept: Swept) -> None:
         assert child.data.tags["sweep.status"] == trial.status
         assert child.info.status == ("FAILED" if trial.status == "failed" else "FINISHED")
         float(child.data.params["lr"])  # a number, for parallel coordinates
+        assert (child.data.tags["mixer"], child.data.tags["distiller"]) == ("metamixer", "dml")
+        note = child.data.tags["mlflow.note.content"]
+        assert "training of the sweep swept on digits" in note
+        (told,) = re.findall(r"- settings: (.*)", note)
+        assert set(told.split()) <= {*settings_text(trial.settings, 1000).split(), "defaults"}
+        assert trial.settings.get("lr", 0.1) == 0.1 or f"lr={trial.settings['lr']:.3g}" in told
+        assert f"metamixer_ray.train --config {swept.folder}/trials/{trial.name}/config.yaml" in note
         if trial.status == "failed":
             assert child.data.tags["sweep.reason"] == trial.reason
             continue

@@ -179,4 +179,6 @@ def test_description_is_markdown_with_table_and_command() -> None:
     assert "| peer | top-1 % | top-5 % | NLL | ECE % | gain over alone |" in text
     assert text.count("\n| ") == 6
     assert "```\npython -m metamixer_ray.train --epochs 20\n```" in text
+    # MLflow shows the first lines alone at first: what came of it must be among them.
+    assert "gain over training alone" in "\n".join(text.splitlines()[:7])
     assert "scores" not in run_description(make_summary()).lower()

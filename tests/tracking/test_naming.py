@@ -115,7 +115,8 @@ def test_names_of_models_are_those_that_mlflow_takes() -> None:
 
 
 def test_where_the_run_is() -> None:
-    assert run_place("http://a:b@h:5000/", "e", "r", ("1", "abc")) == "http://***@h:5000/#/experiments/1/runs/abc"
+    place = "http://***@h:5000/#/experiments/1/runs/abc?workflowType=machine_learning"
+    assert run_place("http://a:b@h:5000/", "e", "r", ("1", "abc")) == place
     assert run_place("http://h:5000", "e", "r", (None, None)) == "experiment e, run r"
     assert run_place("sqlite:////x/mlflow.db", "e", "r", ("1", "abc")) == "experiment e, run r"
 

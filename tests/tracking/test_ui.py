@@ -42,7 +42,7 @@ def test_the_runs_of_this_machine_are_shown(home: Path) -> None:
     )
     try:
         assert process.stdout is not None
-        assert f"http://127.0.0.1:{port} " in process.stdout.readline()
+        assert f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning " in process.stdout.readline()
         address = f"http://127.0.0.1:{port}/get-artifact?path=note.txt&run_uuid={run.info.run_id}"
         assert _asked(address, process) == b"seen"
         process.send_signal(signal.SIGINT)
@@ -91,6 +91,15 @@ def test_other_stores_are_named(home: Path) -> None:
     words = server_command(UiOptions(tracking_uri="postgresql://host/mlflow", port=free_port()))
     assert words is not None
     assert words[-2:] == ["--backend-store-uri", "postgresql://host/mlflow"]
+
+
+def test_other_machines_are_let_in_by_name(home: Path) -> None:
+    (home / "mlflow.db").touch()
+    port = free_port()
+    words = server_command(UiOptions(host="0.0.0.0", port=port))
+    assert words is not None
+    assert f"{socket.gethostname()}:{port}" in words[words.index("--allowed-hosts") + 1].split(",")
+    assert f"http://{socket.gethostname()}:{port}" in words[words.index("--cors-allowed-origins") + 1].split(",")
 
 
 def test_the_line_that_is_told(home: Path) -> None:
