@@ -130,7 +130,7 @@ def test_a_lost_node_is_waited_for(ray_nodes: Any, tmp_path: Path) -> None:
     assert driver.wait(timeout=200) == 0, log.read_text()
     assert re.search(r"waiting since \d\d:\d\d:\d\d for .*kind=b", log.read_text())
     assert [row["epoch"] for row in tiny.rows(run)] == [1, 2, 3]
-    assert _tracked_epochs(tmp_path) == [1, 2, 3]
+    assert tiny.tracked_epochs(tmp_path) == [1, 2, 3]
 
 
 def test_a_stopped_and_killed_driver_is_resumed_by_the_same_command(
