@@ -6,7 +6,7 @@ record of truth; the driver, which lives no shorter than the controller, shows i
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +93,7 @@ class EpochReporter(ray.train.UserCallback):
     _failures: int = 0
     _journal: Journal | None = field(default=None, repr=False)
     _unrecorded: list[Sequence[Mapping[str, Any]]] = field(default_factory=list, repr=False)
+    """By epoch, the reports of all ranks."""
     _in_trouble: bool = False
     _last: str = "no checkpoint was written since the start"
 
@@ -106,13 +107,18 @@ class EpochReporter(ray.train.UserCallback):
             for warning in metrics[0]["warnings"]:
                 self._tell({"event": "warning", "message": warning})
             # What was reported before a restart, all of it again: no progress, but rows may be missing.
-            self._record(zip(*(told["reports"] for told in metrics), strict=True))
+            self._unrecorded = list(zip(*(told["reports"] for told in metrics), strict=True))
+            self._record()
             return
         self._failures = 0
         if event == "epoch":
-            self._record([metrics])
+            self._unrecorded.append(metrics)
+        whole = not any(UNWRITTEN in told for told in metrics)
+        if whole:
+            # Never more rows than there are epochs in a checkpoint: a restart might have to train them again.
+            self._record()
         if (name := metrics[0]["checkpoint"]) is not None:
-            self._take(name, whole=not any(UNWRITTEN in told for told in metrics))
+            self._take(name, whole=whole)
         if event == "checkpoint" and any(told["leaving"] for told in metrics):
             LeavingGroup.leaving = True
 
@@ -131,10 +137,9 @@ class EpochReporter(ray.train.UserCallback):
             for old in names[names.index(name) + self.keep :]:
                 folder.remove_folder(old)
 
-    def _record(self, epochs: Iterable[Sequence[Mapping[str, Any]]]) -> None:
-        """Write the rows of epochs, each the reports of all ranks, unless they are there already. Those that can't be
+    def _record(self) -> None:
+        """Write the rows of the epochs that are to be recorded, unless they are there already. Those that can't be
         written for now are kept for the next time."""
-        self._unrecorded.extend(epochs)
         over = any(reports[0]["epoch"] == self.epochs for reports in self._unrecorded)
         try:
             persistently(self._write, self.patience if over else SHORT_PATIENCE, self._cannot, self._wait)

@@ -61,6 +61,8 @@ class RaySession:
         # Training goes on while files are written and uploaded; a storage slower than the checkpoints come holds
         # it up here, rather than let them pile up in memory. One that fails doesn't.
         upload = self._uploads.begin()
+        if self._under_way is not None and self._under_way.done():
+            self._under_way.result()
         told = {**metrics, "checkpoint": name, "leaving": departure.due()}
         self._under_way = self._courier.submit(self._deliver, upload, told, write, self._under_way)
 
@@ -79,9 +81,10 @@ class RaySession:
     def _deliver(
         self, upload: Upload, metrics: dict[str, Any], write: WriteCheckpoint | None, before: Future[None] | None
     ) -> None:
-        if before is not None:
-            # What ended it ends this one, too: all ranks report equally often, or the run is over.
-            before.result()
+        if before is not None and (ended := before.exception()) is not None:
+            # All ranks report equally often, or the run is over.
+            upload.settled.set()
+            raise ended
         name = metrics["checkpoint"]
         if not self._uploads.carry_out(
             upload, lambda: None if write is None or name is None else self._folder.fill(name, write)

@@ -18,7 +18,6 @@ class Upload:
     def __init__(self) -> None:
         self.settled = threading.Event()
         """It is over, or has failed and is to be tried again."""
-        self.over = threading.Event()
         self.superseded = threading.Event()
         """There is a newer one, which is tried instead as soon as this one has failed."""
 
@@ -36,7 +35,6 @@ class Uploads:
         self._place, self._patience, self._trouble = place, patience, trouble
         self._last = Upload()
         self._last.settled.set()
-        self._last.over.set()
         self._failing_since: float | None = None
 
     def begin(self) -> Upload:
@@ -60,8 +58,8 @@ class Uploads:
         def failed(error: OSError) -> None:
             self._failing_since = self._failing_since or time.monotonic()
             self._trouble(
-                f"checkpoints can't be written to {self._place} ({what_helps(error)}); training goes on from memory, "
-                "the last whole checkpoint stays, and the newest is tried again and again"
+                f"checkpoints can't be written to {self._place} ({what_helps(error)}); training goes on, the "
+                "newest is tried again and again, and epochs are shown and recorded once they are in a checkpoint"
             )
             upload.settled.set()
 
@@ -77,10 +75,5 @@ class Uploads:
             ) from error
         finally:
             upload.settled.set()
-            upload.over.set()
         self._failing_since = None
         return True
-
-    def finish(self) -> None:
-        """Wait until the last checkpoint is where it belongs."""
-        self._last.over.wait()
