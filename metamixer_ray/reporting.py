@@ -92,7 +92,7 @@ class EpochReporter(ray.train.UserCallback):
     patience: float
     _failures: int = 0
     _journal: Journal | None = field(default=None, repr=False)
-    _unrecorded: list[Sequence[Mapping[str, Any]]] = field(default_factory=list, repr=False)
+    _unrecorded: dict[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict, repr=False)
     """By epoch, the reports of all ranks."""
     _in_trouble: bool = False
     _last: str = "no checkpoint was written since the start"
@@ -107,12 +107,13 @@ class EpochReporter(ray.train.UserCallback):
             for warning in metrics[0]["warnings"]:
                 self._tell({"event": "warning", "message": warning})
             # What was reported before a restart, all of it again: no progress, but rows may be missing.
-            self._unrecorded = list(zip(*(told["reports"] for told in metrics), strict=True))
+            epochs = zip(*(told["reports"] for told in metrics), strict=True)
+            self._unrecorded = {reports[0]["epoch"]: reports for reports in epochs}
             self._record()
             return
         self._failures = 0
         if event == "epoch":
-            self._unrecorded.append(metrics)
+            self._unrecorded[metrics[0]["epoch"]] = metrics
         whole = not any(UNWRITTEN in told for told in metrics)
         if whole:
             # Never more rows than there are epochs in a checkpoint: a restart might have to train them again.
@@ -140,7 +141,7 @@ class EpochReporter(ray.train.UserCallback):
     def _record(self) -> None:
         """Write the rows of the epochs that are to be recorded, unless they are there already. Those that can't be
         written for now are kept for the next time."""
-        over = any(reports[0]["epoch"] == self.epochs for reports in self._unrecorded)
+        over = self.epochs in self._unrecorded
         try:
             persistently(self._write, self.patience if over else SHORT_PATIENCE, self._cannot, self._wait)
         except OSError as error:
@@ -157,13 +158,11 @@ class EpochReporter(ray.train.UserCallback):
             folder = RunFolder(self.folder_uri)
             self._journal = Journal(folder.filesystem, folder.path("metrics.jsonl"))
         recorded = {row["epoch"] for row in self._journal.rows()}
-        while self._unrecorded:
-            reports = self._unrecorded[0]
-            if reports[0]["epoch"] not in recorded:
+        for epoch, reports in list(self._unrecorded.items()):
+            if epoch not in recorded:
                 row = self._journal.append(assemble_row(reports, self.peers))
-                recorded.add(row["epoch"])
                 tell(self.live, {"event": "epoch", "row": row})
-            del self._unrecorded[0]
+            del self._unrecorded[epoch]
 
     def _cannot(self, error: OSError) -> None:
         if not self._in_trouble:

@@ -136,7 +136,9 @@ def test_rows_wait_for_a_disk_that_can_be_written(reporter: tuple[EpochReporter,
     # An epoch without a checkpoint isn't on record: it may have to be trained again.
     (disk.place / "run" / "checkpoint-epoch0002").mkdir()
     unwritten = {"checkpoint": "checkpoint-epoch0002", UNWRITTEN: True}
-    rows.after_report(None, [{**told, **unwritten} for told in epoch_report(2)], None)
+    for _ in range(2):
+        # Once more, as after a restart.
+        rows.after_report(None, [{**told, **unwritten} for told in epoch_report(2)], None)
     assert epochs(path) == [1]
     disk.writable(False)
     rows.after_report(None, epoch_report(3), None)
@@ -161,6 +163,7 @@ def test_whoever_waits_for_the_last_row_hears_that_it_is_to_end(
     reporter: tuple[EpochReporter, Told, Path], disk: Disk
 ) -> None:
     rows, _, live = reporter
+    rows.patience = 1000.0
     disk.writable(False)
     live.with_name(reporting.STOP).touch()
     with pytest.raises(StorageFailed, match=r"metrics.jsonl in .* can't be written: .*; make it writable"):
@@ -187,10 +190,10 @@ def test_a_checkpoint_without_a_peers_file_is_none(reporter: tuple[EpochReporter
     with pytest.raises(StorageFailed, match=r"full; the last whole checkpoint is checkpoint-epoch0002"):
         rows.after_exception(None, {0: StorageFailed("full")})
     # What can't be deleted ends nothing, and goes later.
+    (run / "checkpoint-epoch0006").mkdir()
     disk.writable(False)
-    rows.after_report(None, [{"event": "checkpoint", "checkpoint": whole[1], "leaving": False}], None)
+    rows.after_report(None, [{"event": "checkpoint", "checkpoint": "checkpoint-epoch0006", "leaving": False}], None)
     disk.writable(True)
-    assert reported("checkpoint-epoch0006") == [whole[1], "checkpoint-epoch0006"]
     assert reported("checkpoint-epoch0007") == ["checkpoint-epoch0006", "checkpoint-epoch0007"]
 
 
