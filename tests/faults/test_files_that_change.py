@@ -16,6 +16,7 @@ from pyarrow import fs
 
 from metamixer_ray.data import Batch, BatchOrder, DataConfig, Splits, load_splits, train_batches
 from metamixer_ray.data.sources import open_source
+from metamixer_ray.data.sources.locations import RemoteFile
 from metamixer_ray.errors import DataError
 from tests.data.drawing import encoded, picture, write_parquet
 from tests.e2e.object_store import folder_of, object_store
@@ -138,6 +139,25 @@ def test_an_object_that_is_replaced_while_it_is_streamed(folder: Path, tmp_path:
         store.delete_file(f"{root}/train.parquet")
         with pytest.raises(DataError, match=r"runs/train\.parquet: the file has changed .* is gone"):
             list(batches(splits, config))
+
+
+@pytest.mark.parametrize(
+    ("listed", "asked", "same"),
+    [(1.5, 1.0, True), (1.0, 1.5, True), (1.5, 1.6, False), (1.0, 2.0, False), (None, None, True), (None, 1.0, False)],
+)
+def test_times_of_whole_seconds_are_compared_by_seconds(listed: float | None, asked: float | None, same: bool) -> None:
+    class Store:
+        """A file system that tells a time when it lists, and maybe another when it is asked for a file alone."""
+
+        def get_file_info(self, path: str) -> fs.FileInfo:
+            return fs.FileInfo(path, fs.FileType.File, size=7, mtime=asked)
+
+    file = RemoteFile(Store(), "a", "a", "a", 7, listed if listed is None else int(listed * 10**9))
+    if same:
+        file.check_unchanged()
+    else:
+        with pytest.raises(DataError, match="a: the file has changed"):
+            file.check_unchanged()
 
 
 @pytest.mark.parametrize("streaming", ["no", "yes"])
