@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return
         host = socket.gethostname() if options.host == "0.0.0.0" else options.host
         pages = f"http://{host}:{options.port}/#/experiments{TRAININGS}"
-        print(f"the runs in {uri}: {pages}   (Ctrl-C ends it)", flush=True)
+        print(f"the runs in {uri}: {pages}   (at the top left, choose Model training; Ctrl-C ends it)", flush=True)
         # Not a child of this process: signals reach the server itself.
         os.execve(command[0], command, _QUICK | dict(os.environ))
 
