@@ -12,7 +12,7 @@ from metamixer_ray.cli import run_command
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.keeping import tracking_store
 from metamixer_ray.tracking.mlflow_run import sqlite_file
-from metamixer_ray.tracking.naming import TRAININGS, is_server, masked
+from metamixer_ray.tracking.naming import is_server, masked
 
 # MLflow's server can run jobs too, for which it would start a process per core.
 _QUICK = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -78,8 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"a server shows these runs already: {uri}")
             return
         host = socket.gethostname() if options.host == "0.0.0.0" else options.host
-        pages = f"http://{host}:{options.port}/#/experiments{TRAININGS}"
-        print(f"the runs in {uri}: {pages}   (Ctrl-C ends it)", flush=True)
+        # Else an experiment opens on pages for language models; as part of the address it would not be remembered.
+        pages = f"http://{host}:{options.port}"
+        print(f"the runs in {uri}: {pages}   (at the top left choose Model training; Ctrl-C ends it)", flush=True)
         # Not a child of this process: signals reach the server itself.
         os.execve(command[0], command, _QUICK | dict(os.environ))
 

@@ -3,11 +3,11 @@
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
@@ -57,9 +57,11 @@ class Browser:
         """Press what has this label, once it is there."""
 
         def pressed() -> bool:
+            # Hidden ones may have the same label.
             for found in self._driver.find_elements(By.XPATH, f"//*[text()='{label}']"):
-                found.click()
-                return True
+                with suppress(WebDriverException):
+                    found.click()
+                    return True
             return False
 
         assert wait_for(pressed, 60), f"nothing on the page is called {label}"

@@ -79,8 +79,10 @@ def walker(pages: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bro
 
 
 def test_from_the_experiments_to_the_runs(walker: Browser, pages: str, runs: dict[str, Run]) -> None:
-    walker.show(pages, "metamixer_ray", "Small networks that learn together")
+    walker.show(f"{pages}/#/experiments", "metamixer_ray", "Small networks that learn together")
     walker.picture("experiments")
+    # As the line says that tells the address; the browser remembers it.
+    walker.press("Model training")
     walker.press("metamixer_ray")
     # A training and a sweep, whose children are below them.
     walker.read("together", "searched", "Run Name", "python -m metamixer_ray.train", "python -m metamixer_ray.tune")
@@ -89,7 +91,7 @@ def test_from_the_experiments_to_the_runs(walker: Browser, pages: str, runs: dic
 
 
 def _page(pages: str, run: Run, tab: str = "") -> str:
-    return pages.replace("/#/experiments", f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{tab}")
+    return f"{pages}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{tab}"
 
 
 def test_a_training_says_what_was_trained_what_it_gained_and_how_to_repeat_it(
@@ -104,7 +106,7 @@ def test_a_training_says_what_was_trained_what_it_gained_and_how_to_repeat_it(
     walker.read("Repeat it with", "python -m metamixer_ray.train --config", "gain over alone", press="Show more")
     walker.picture("training-more")
     walker.show(_page(pages, run), "gain/peer0", "together-alone", "peer1-resnet14", "command", "mixer")
-    walker.show(_page(pages, run, "/model-metrics"), "peer0/top1", "ensemble/top1")
+    walker.show(_page(pages, run, "/model-metrics"), "together (ensemble/top1)", "peer0")
     walker.picture("metrics")
     walker.show(_page(pages, run, "/artifacts"), "figures", "summary.json")
     walker.press("figures")

@@ -42,7 +42,7 @@ def test_the_runs_of_this_machine_are_shown(home: Path) -> None:
     )
     try:
         assert process.stdout is not None
-        assert f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning " in process.stdout.readline()
+        assert f"http://127.0.0.1:{port} " in process.stdout.readline()
         address = f"http://127.0.0.1:{port}/get-artifact?path=note.txt&run_uuid={run.info.run_id}"
         assert _asked(address, process) == b"seen"
         process.send_signal(signal.SIGINT)
