@@ -7,8 +7,8 @@ from typing import Any
 from pyarrow import fs
 
 from metamixer_ray.errors import ConfigError
+from metamixer_ray.masking import masked
 from metamixer_ray.tracking import files
-from metamixer_ray.tracking.naming import masked
 
 
 class RunFolder:
