@@ -3,8 +3,11 @@
 import io
 import logging
 import multiprocessing
+import os
 import re
 import sys
+import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -26,6 +29,7 @@ T = TypeVar("T")
 
 # Decoding fewer rows takes about a second, and a pool isn't worth its processes.
 POOL_FROM_ROWS = 4_000
+PARENT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,17 @@ def _printable(error: Exception) -> str:
     return " ".join(text.split())[:200] or "no details"
 
 
+def _end_with(parent: int) -> None:
+    """End this process when ``parent`` was killed; the pool's own processes would wait for work for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 def decode_all(
     chunks: Iterator[Chunk], *, size: int | None, rows: int, processes: int
 ) -> Generator[Decoded, None, None]:
@@ -164,7 +179,9 @@ def decode_all(
     # and take seconds. A child here only runs Pillow and NumPy. Elsewhere than on Linux fork isn't safe.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     pending: deque[Future[Decoded]] = deque()
-    pool = ProcessPoolExecutor(min(processes, -(-rows // CHUNK_ROWS)), mp_context=context)
+    pool = ProcessPoolExecutor(
+        min(processes, -(-rows // CHUNK_ROWS)), mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
+    )
     try:
         for chunk in chunks:
             pending.append(pool.submit(decode_chunk, chunk, size))
