@@ -50,7 +50,7 @@ def body(words: Sequence[str]) -> None:
     tracking = plan_tracking(config, run, announced)
     with stoppable() as first, Keeper(config, run, tracking, announced, console) as keeper:
         first.append(keeper.mark_killed)
-        patience, keeping.FAILED_SECONDS = keeping.FAILED_SECONDS, PRACTICALLY_FOR_EVER
+        keeping.FAILED_SECONDS = PRACTICALLY_FOR_EVER
         journal = journal_of(run.folder)
         for row in make_rows(1, EPOCHS):
             keeper.writer().offer([journal.append(row)])
@@ -58,7 +58,7 @@ def body(words: Sequence[str]) -> None:
             journal = journal_of(run.folder.inside(BASELINE))
             for row in make_rows(1, EPOCHS):
                 writer.offer([journal.append(row)])
-            keeping.FAILED_SECONDS = patience
+            keeping.FAILED_SECONDS = 1.0
             print("both trained", flush=True)
             sys.stdin.readline()
         summary = {"peers": [{"gain": 0.1}], "baseline": {"peers": [{"top1": 0.5}]}}
