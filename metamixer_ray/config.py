@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from metamixer_ray.data import DataConfig
 from metamixer_ray.distill import DistillConfig, needs_validation
 from metamixer_ray.errors import ConfigError
+from metamixer_ray.masking import is_masked, masked
 from metamixer_ray.mixing import MixingConfig
 from metamixer_ray.networks import NetworkConfig
 from metamixer_ray.optimisation import OptimisationConfig
@@ -142,6 +143,7 @@ class TrainConfig:
         Raises:
             ConfigError: names the option and a value that works.
         """
+        refuse_masked(flatten(self))
         for name, least in (("epochs", 1), ("batch_size", 2), ("evaluate_every", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{flag(name)} must be at least {least}, it is {getattr(self, name)}")
@@ -323,9 +325,30 @@ def to_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def to_yaml(config: TrainConfig) -> str:
-    """The configuration as YAML that ``--config`` takes."""
+    """The configuration as YAML that ``--config`` takes; secrets in it are masked, see :func:`refuse_masked`."""
     # Escaped, since YAML takes some characters (such as U+0085) for line breaks.
-    return yaml.safe_dump(to_settings(config), sort_keys=False, allow_unicode=False)
+    return yaml.safe_dump(_without_secrets(to_settings(config)), sort_keys=False, allow_unicode=False)
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_secrets(inner) for name, inner in value.items()}
+    return masked(value) if isinstance(value, str) else value
+
+
+def refuse_masked(settings: Mapping[str, Any]) -> None:
+    """Refuse a place that was read from a file which didn't keep its keys.
+
+    Raises:
+        ConfigError: names the option that must be given again.
+    """
+    for name, value in settings.items():
+        if isinstance(value, str) and is_masked(value):
+            raise ConfigError(
+                f"{flag(name)} {value} comes from a file, and files don't keep passwords and keys: give {flag(name)} "
+                "again, or better a place without keys in it, and those in the environment ($AWS_ACCESS_KEY_ID, "
+                "$MLFLOW_TRACKING_PASSWORD, ...)"
+            )
 
 
 def read_yaml(path: str | Path, *, source: str | None = None) -> TrainConfig:
@@ -352,8 +375,12 @@ _NOT_IDENTITY = frozenset(
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide the trained weights; a checkpoint fits only a run that agrees on all of them."""
-    return {name: value for name, value in plain_settings(config).items() if name not in _NOT_IDENTITY}
+    """The settings that decide the trained weights; a checkpoint fits only a run that agrees on all of them.
+
+    The keys to the data are none of them.
+    """
+    decisive = {name: value for name, value in plain_settings(config).items() if name not in _NOT_IDENTITY}
+    return {name: _without_secrets(value) for name, value in decisive.items()}
 
 
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,16 @@
-"""The errors a person can cause. Each says what was wrong, where, and what to do instead, in one message."""
+"""The errors a person can cause. Each says what was wrong, where, and what to do instead, in one message.
+
+Secrets in it are masked.
+"""
+
+from metamixer_ray.masking import masked
 
 
 class UserError(ValueError):
     """Base of every error that the person at the keyboard can mend; commands print it without a traceback."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(masked(message))
 
 
 class ConfigError(UserError):
@@ -23,6 +31,9 @@ class TornCheckpoint(CheckpointError):
 
 class TrainingFailed(RuntimeError):
     """A training ended before its last epoch; the message says why, and how to go on."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(masked(message))
 
 
 class ProcessKilled(TrainingFailed):

@@ -11,9 +11,9 @@ from pyarrow import fs
 from pydantic import TypeAdapter, ValidationError
 
 from metamixer_ray.errors import ConfigError
+from metamixer_ray.masking import masked
 from metamixer_ray.patience import what_helps
 from metamixer_ray.tracking import files
-from metamixer_ray.tracking.naming import masked
 
 PROBE = ".probe"
 _CHECKPOINT = re.compile(r"checkpoint-epoch(\d+)(?:-step(\d+))?")

@@ -4,7 +4,7 @@ import os
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -13,9 +13,11 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from metamixer_ray.claiming import claimed
 from metamixer_ray.config import TrainConfig, flatten, home
 from metamixer_ray.data import Splits
 from metamixer_ray.errors import StorageFailed
+from metamixer_ray.masking import masked
 from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.patience import insist
 from metamixer_ray.portraits import FIGURES, figure_makers
@@ -26,7 +28,7 @@ from metamixer_ray.runs import CONFIG, SUMMARY, TRACKED, Run
 from metamixer_ray.tracking import Console, MlflowWriter, Places, RunSummary, run_description
 from metamixer_ray.tracking.figures import figure_png
 from metamixer_ray.tracking.models import ModelExportError, export_network
-from metamixer_ray.tracking.naming import is_database, is_server, masked, model_name, run_place
+from metamixer_ray.tracking.naming import is_database, is_server, model_name, run_place
 from metamixer_ray.tracking.provenance import environment_tags, source_tags
 
 FINISH_SECONDS = 60.0
@@ -141,7 +143,13 @@ def tracked_parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Keeper:
-    """Keeps what a training leaves. Leaving the context closes the MLflow run with the status that fits."""
+    """Keeps what a training leaves, and other processes from the run meanwhile.
+
+    Leaving the context closes the MLflow run with the status that fits.
+
+    Raises:
+        ConfigError: on entering, when another process trains this run.
+    """
 
     def __init__(
         self, config: TrainConfig, run: Run, tracking: TrackingPlan, announced: RunSummary, console: Console
@@ -151,9 +159,11 @@ class Keeper:
         self._writer: MlflowWriter | None = None
         self._alone: MlflowWriter | None = None
         self._whole = True
+        self._claim = ExitStack()
         self._scratch = tempfile.TemporaryDirectory(prefix="metamixer_ray-")
 
     def __enter__(self) -> Self:
+        self._claim.enter_context(claimed(self._run.folder))
         return self
 
     def __exit__(
@@ -174,6 +184,7 @@ class Keeper:
                 )
             self.writer().finish("KILLED" if stopped else "FAILED", FAILED_SECONDS)
         self._scratch.cleanup()
+        self._claim.close()
 
     def writer(self) -> MlflowWriter:
         """The run's one writer; it is opened when it is first asked for."""
@@ -208,7 +219,7 @@ class Keeper:
                 "mlflow.note.content": f"The networks of {self._run.name} alone, what its gain is over: same weights "
                 "and batches, no mixing, no exchange.",
             },
-            parent_run_id=self.run_id(),
+            parent_run_id=self.writer().run_id,
         )
         self._alone = writer = tracking.writer(self._console.warn)
         try:

@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import ray
 import ray.train
@@ -13,6 +14,7 @@ from metamixer_ray.capacity import Node, WorkerResources, check_labels, lacking_
 from metamixer_ray.config import PlacementConfig, TrainConfig
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.growth import Growth, at_most, startable
+from metamixer_ray.loopback import loopback_only
 
 # The controller looks at its workers this often (seconds): epochs of small sets are shorter than Ray's default of 2 s.
 POLL_SECONDS = "0.25"
@@ -47,16 +49,19 @@ def connect(placement: PlacementConfig, *, verbose: bool = False) -> None:
             f"--address {address}: a training can't be driven from outside its cluster; start it there with "
             "'ray job submit --address http://HEAD:8265 -- python -m metamixer_ray.train ...'"
         )
+    if address == "local":
+        address = None
     if not address:
         # Nobody takes this machine away with a notice, so there need be no process that looks out for one.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=verbose,
-            logging_level=logging.INFO if verbose else logging.ERROR,
-        )
+        with nullcontext() if address else loopback_only():
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=verbose,
+                logging_level=logging.INFO if verbose else logging.ERROR,
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
             raise

@@ -9,11 +9,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from metamixer_ray.claiming import claimed
 from metamixer_ray.config import TrainConfig, afresh, from_settings, home, identity, to_yaml
 from metamixer_ray.data import Splits
 from metamixer_ray.data.config import LARGEST_SIDE, SMALLEST_SIDE
 from metamixer_ray.errors import ConfigError, UserError
 from metamixer_ray.folder import RunFolder
+from metamixer_ray.masking import masked
 from metamixer_ray.settings_text import parse_settings
 from metamixer_ray.tracking import Journal
 
@@ -58,7 +60,7 @@ def storage_of(config: TrainConfig) -> RunFolder:
 
 def default_name(config: TrainConfig) -> str:
     """For example ``resnet14-resnet8-metamixer-dml-digits-20261122-134501``."""
-    data = config.dataset.data.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
+    data = masked(config.dataset.data).rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
     words = [*config.peers, config.mixing.mixer, config.distillation.distiller, data]
     kept = "-".join("".join(c if c.isalnum() or c in "-_." else "_" for c in word) for word in words)
     return f"{kept[:100]}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -68,7 +70,8 @@ def open_run(config: TrainConfig) -> Run:
     """A new run, or with ``--resume`` (``--resume-or-start``: if possible) one that is there; nothing is written.
 
     Raises:
-        ConfigError: a name that is taken, nothing to resume, or settings that differ from the run's.
+        ConfigError: a name that is taken, nothing to resume, settings that differ from the run's, or a run that
+            another process trains.
     """
     storage = storage_of(config)
     if not (config.run.resume or config.run.resume_or_start):
@@ -92,6 +95,8 @@ def open_run(config: TrainConfig) -> Run:
             f"--resume: {name} is {ours[name]!r} but run {folder.name!r} has {saved[name]!r}; "
             f"give the same settings, for example --config {folder}/{CONFIG} --name {folder.name} --resume"
         )
+    with claimed(folder):
+        pass  # Told before Ray is started; a run is claimed for good when it is trained.
     origin = folder.read_as(RUN, RunOrigin)
     return Run(folder, (origin and origin.key) or folder.name)
 
@@ -146,9 +151,11 @@ def create_run(run: Run, config: TrainConfig, splits: Splits) -> None:
     """Make a new run's folder with its configuration, and what of its data the trained networks depend on.
 
     Raises:
-        ConfigError: the storage can't be written.
+        ConfigError: the storage can't be written, or another process has begun a run of that name meanwhile.
     """
-    write_run(run.folder, config, {"key": run.key, **data_facts(splits)})
+    with claimed(run.folder):
+        _check_free(run.folder)
+        write_run(run.folder, config, {"key": run.key, **data_facts(splits)})
 
 
 def data_facts(splits: Splits) -> dict[str, Any]:
@@ -179,11 +186,15 @@ def _new(config: TrainConfig, storage: RunFolder) -> Run:
     if config.run.name is None and folder.exists(CONFIG):
         # Two runs of the same settings in the same second.
         folder = storage.inside(f"{folder.name}-{uuid.uuid4().hex[:6]}")
+    _check_free(folder)
+    return Run(folder, uuid.uuid4().hex, new=True)
+
+
+def _check_free(folder: RunFolder) -> None:
     if folder.exists(CONFIG):
         raise ConfigError(
-            f"--name {folder.name!r} is taken in {storage}: add --resume to continue that run, or choose another name"
+            f"--name {folder.name!r} is taken by {folder}: add --resume to continue that run, or choose another name"
         )
-    return Run(folder, uuid.uuid4().hex, new=True)
 
 
 def _newest_unfinished(config: TrainConfig, storage: RunFolder) -> RunFolder | None:

@@ -13,8 +13,8 @@ from metamixer_ray.config import TrainConfig
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.growth import startable
 from metamixer_ray.keeping import tracking_store
+from metamixer_ray.masking import masked
 from metamixer_ray.runs import STORAGE_VARIABLE, storage_of
-from metamixer_ray.tracking.naming import masked
 
 
 def check_shared(config: TrainConfig) -> None:

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import tyro
 
-from metamixer_ray.config import TrainConfig
+from metamixer_ray.config import TrainConfig, refuse_masked
 from metamixer_ray.data import DataConfig, ImageSet, load_splits
 from metamixer_ray.errors import ConfigError, DataError
 from metamixer_ray.folder import RunFolder
+from metamixer_ray.masking import masked
 from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.preparation import build_peers
 from metamixer_ray.reporting import peer_names
@@ -106,6 +107,8 @@ def open_trained(folder: RunFolder, options: RunOptions | None = None) -> Traine
             f"there is no run in {folder}: give a run's folder, or its name in {storage_of(TrainConfig())}"
         )
     other = options.dataset(facts.image_size) if options else None
+    if other is None:
+        refuse_masked({"data": config.dataset.data, "test_data": config.dataset.test_data})
     splits = load_splits(other or config.dataset, scored_only=other is not None)
     if other is None and splits.fingerprint != facts.data_fingerprint:
         raise DataError(
@@ -129,7 +132,7 @@ def open_trained(folder: RunFolder, options: RunOptions | None = None) -> Traine
         networks=networks,
         images=images,
         # Other data need not have a part of that name.
-        split=other.data if other else named,
+        split=masked(other.data if other else named),
         classes=splits.classes,
         mean=facts.mean,
         std=facts.std,

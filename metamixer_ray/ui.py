@@ -11,8 +11,9 @@ import tyro
 from metamixer_ray.cli import run_command
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.keeping import tracking_store
+from metamixer_ray.masking import masked
 from metamixer_ray.tracking.mlflow_run import sqlite_file
-from metamixer_ray.tracking.naming import is_server, masked
+from metamixer_ray.tracking.naming import is_server
 
 # MLflow's server can run jobs too, for which it would start a process per core.
 _QUICK = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -32,6 +33,8 @@ class UiOptions:
 
 def server_command(options: UiOptions) -> list[str] | None:
     """The words of the command that shows the store; None where a server shows it already.
+
+    Where the store is, it is told by $MLFLOW_BACKEND_STORE_URI: words of commands are seen by all users of a machine.
 
     Raises:
         ConfigError: there are no runs yet, or the port is taken.
@@ -54,7 +57,7 @@ def server_command(options: UiOptions) -> list[str] | None:
                 f"--host {options.host} --port {options.port}: {error.strerror}; --port takes another"
             ) from None
     words = [sys.executable, "-m", "mlflow", "server", "--host", options.host, "--port", str(options.port)]
-    words += ["--workers", "1", "--backend-store-uri", uri]
+    words += ["--workers", "1"]
     if artifacts is None and path is not None:
         artifacts = str(path.absolute().parent / "artifacts")
     if options.host not in ("127.0.0.1", "localhost"):
@@ -72,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body(words: Sequence[str]) -> None:
         options = tyro.cli(UiOptions, prog="python -m metamixer_ray.ui", args=words)
-        uri = masked(tracking_store(options.tracking_uri)[0])
+        store = tracking_store(options.tracking_uri)[0]
+        uri = masked(store)
         command = server_command(options)
         if command is None:
             print(f"a server shows these runs already: {uri}")
@@ -82,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pages = f"http://{host}:{options.port}"
         print(f"the runs in {uri}: {pages}   (at the top left choose Model training; Ctrl-C ends it)", flush=True)
         # Not a child of this process: signals reach the server itself.
-        os.execve(command[0], command, _QUICK | dict(os.environ))
+        os.execve(command[0], command, _QUICK | dict(os.environ) | {"MLFLOW_BACKEND_STORE_URI": store})
 
     return run_command(body, argv)
 

@@ -2,6 +2,8 @@
 
 import socket
 
+import psutil
+
 
 def free_port() -> int:
     """A port of this machine that nobody listens on."""
@@ -18,3 +20,17 @@ def answers(port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def listening(root: int) -> list[tuple[str, str]]:
+    """Which of the processes that stem from ``root`` listen, by name, and on what address."""
+    first = psutil.Process(root)
+    found = []
+    for process in (first, *first.children(recursive=True)):
+        try:
+            for connection in process.net_connections(kind="inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.append((process.name(), connection.laddr.ip))
+        except psutil.NoSuchProcess:
+            continue
+    return found

@@ -8,10 +8,12 @@ from typing import Any
 
 import yaml
 
+from metamixer_ray.claiming import claimed
 from metamixer_ray.config import TrainConfig, completed, flag, flatten, identity
 from metamixer_ray.data import NAMED_SOURCES
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.folder import RunFolder
+from metamixer_ray.masking import masked
 from metamixer_ray.runs import storage_of
 from metamixer_ray.settings_text import parse_settings
 from metamixer_ray.sweeps.config import DEFAULT_VALIDATION, SweepConfig
@@ -84,9 +86,7 @@ def open_sweep(kind: Kind, training: TrainConfig, facts: Mapping[str, Any], subj
     new = storage.inside(run.name or default_name(kind, training, subject))
     if not (run.resume or run.resume_or_start):
         if new.exists(kind.facts):
-            raise ConfigError(
-                f"--name {new.name!r} is taken in {storage}: add --resume to continue it, or choose another name"
-            )
+            raise _taken(new)
         return Sweep(kind, new, uuid.uuid4().hex)
     names = [run.name] if run.name is not None else reversed(storage.children())
     for name in names:
@@ -108,9 +108,22 @@ def open_sweep(kind: Kind, training: TrainConfig, facts: Mapping[str, Any], subj
 
 
 def create_sweep(sweep: Sweep, facts: Mapping[str, Any]) -> None:
-    """Make a new one's folder, or note the options that a resumed one goes on with."""
-    sweep.folder.create()
-    sweep.folder.write(sweep.kind.facts, yaml.safe_dump({"key": sweep.key, **facts}, sort_keys=False))
+    """Make a new one's folder, or note the options that a resumed one goes on with.
+
+    Raises:
+        ConfigError: the folder can't be written, or another process has begun one of that name meanwhile.
+    """
+    with claimed(sweep.folder):
+        if _facts_of(sweep.kind, sweep.folder).get("key", sweep.key) != sweep.key:
+            raise _taken(sweep.folder)
+        sweep.folder.create()
+        sweep.folder.write(sweep.kind.facts, yaml.safe_dump({"key": sweep.key, **facts}, sort_keys=False))
+
+
+def _taken(folder: RunFolder) -> ConfigError:
+    return ConfigError(
+        f"--name {folder.name!r} is taken by {folder}: add --resume to continue it, or choose another name"
+    )
 
 
 def _facts_of(kind: Kind, folder: RunFolder) -> dict[str, Any]:
@@ -120,7 +133,7 @@ def _facts_of(kind: Kind, folder: RunFolder) -> dict[str, Any]:
 
 def default_name(kind: Kind, training: TrainConfig, subject: str) -> str:
     """For example ``sweep-mixing-digits-20261122-134501``."""
-    data = training.dataset.data
+    data = masked(training.dataset.data)
     data = data if data in NAMED_SOURCES else data.rstrip("/").rpartition("/")[2].partition(".")[0]
     kept = "".join(c if c.isalnum() or c in "-_" else "_" for c in f"{kind.noun}-{subject}-{data}")
     return f"{kept[:100]}-{time.strftime('%Y%m%d-%H%M%S')}"

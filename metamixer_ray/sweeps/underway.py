@@ -1,11 +1,12 @@
 """Many trainings while they run: the MLflow run that they are children of, and how it ends."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from metamixer_ray.capacity import WorkerResources
+from metamixer_ray.claiming import claimed
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.data import Splits
 from metamixer_ray.growth import startable
@@ -74,8 +75,11 @@ def underway(
         failures: how often one is taken up again when more than its workers died.
 
     Raises:
+        ConfigError: another process is at work on them.
         Stopped: by Ctrl-C or SIGTERM; the person is told how to go on.
     """
+    claim = ExitStack()
+    claim.enter_context(claimed(sweep.folder))
     writer = parent.writer(board.warn, board.say)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
@@ -96,3 +100,4 @@ def underway(
     finally:
         board.close()
         writer.finish(status, FINISH_SECONDS)
+        claim.close()

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
 
+from metamixer_ray.masking import masked
+
 MOST_ROWS = 8
 """Of running trials in the live table."""
 # What stands before the settings of a trial, and what they take at least.
@@ -105,7 +107,8 @@ class Board:
         self.say(f"warning: {text}")
 
     def say(self, text: str) -> None:
-        """A line."""
+        """A line; secrets in it are masked."""
+        text = masked(text)
         if self._live is not None:
             self._live.console.print(text.rstrip(), markup=False, soft_wrap=True)
             return

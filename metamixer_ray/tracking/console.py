@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from metamixer_ray.masking import masked
 from metamixer_ray.tracking.rows import Row, evaluated, mean, number, peer_names
 from metamixer_ray.tracking.summary import Places, RunSummary, count, decimal, percent, score_table
 
@@ -174,7 +175,7 @@ class Console:
         self._progress.start()
 
     def _say(self, text: str, style: str | None = None) -> None:
-        text = text.rstrip()
+        text = masked(text).rstrip()
         self._last_line = time.monotonic()
         if self._rich is not None:
             self._rich.print(text, style=style, markup=False, soft_wrap=True)

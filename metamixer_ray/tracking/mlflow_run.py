@@ -33,13 +33,13 @@ _REQUEST_DEFAULTS = {
     # Retrying is the writer's task, so one attempt of bounded length is enough.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    # The console has the run's address already, and a sweep's would have those of all trials.
+    # The console has the run's address already, without the password that the server's URI may have.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
 def bound_requests() -> None:
-    """Give MLflow's process-wide request settings bounded defaults; what the environment says stands."""
+    """Give MLflow's process-wide settings bounded and silent defaults; what the environment says stands."""
     for name, value in _REQUEST_DEFAULTS.items():
         os.environ.setdefault(name, value)
 
@@ -179,14 +179,22 @@ class MlflowRun:
         self._client.update_run(self.run_id, status=status)
 
     def terminate(self, status: str) -> None:
-        """Close the run as FINISHED, FAILED or KILLED."""
+        """Close the run as FINISHED, FAILED or KILLED.
+
+        A creation that took longer than was waited for was repeated, and makes a second run when it comes true after
+        all: that one is deleted.
+        """
         self._client.set_terminated(self.run_id, status)
+        for run in self._runs_of_key():
+            if run.info.run_id != self.run_id:
+                self._client.delete_run(run.info.run_id)
 
     def _connect(self) -> Any:
         if self._client is None:
-            # Creating a new SQLite store logs dozens of migration steps that tell the user nothing.
-            for name in ("mlflow.store.db.utils", "alembic"):
-                logging.getLogger(name).setLevel(logging.WARNING)
+            # Creating a new SQLite store logs dozens of migration steps that tell the user nothing, and what goes
+            # wrong with a database is logged with a stack trace each time; it is raised as well.
+            logging.getLogger("alembic").setLevel(logging.WARNING)
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
             if (file := sqlite_file(self.identity.tracking_uri)) is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
             from mlflow import MlflowClient
@@ -206,9 +214,12 @@ class MlflowRun:
             else:
                 if run.info.lifecycle_stage == "active":
                     return run
-        experiment = self._experiment()
+        # The oldest, which any writer of this run finds.
+        return min(self._runs_of_key(), key=lambda run: run.info.start_time, default=None)
+
+    def _runs_of_key(self) -> list[Any]:
         query = f"tags.`{KEY_TAG}` = '{_quoted(self.identity.key)}'"
-        return next(iter(self._client.search_runs([experiment], query, max_results=1)), None)
+        return list(self._client.search_runs([self._experiment()], query))
 
     def _create(self, tags: Mapping[str, Any]) -> Any:
         own = {KEY_TAG: _quoted(self.identity.key)}

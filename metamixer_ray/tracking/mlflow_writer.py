@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from metamixer_ray.masking import masked
 from metamixer_ray.tracking.mlflow_run import MlflowRun, ModelUpload, RunIdentity
-from metamixer_ray.tracking.naming import masked, shortened
+from metamixer_ray.tracking.naming import shortened
 from metamixer_ray.tracking.rows import Row
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -93,6 +94,7 @@ class MlflowWriter:
         self._terminated = False
         self._deadline = float("inf")
         self._failures = 0
+        self._upload_failed = False  # of the uploads under way
         self._warned = False
         self._retry_at = 0.0
         self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
@@ -200,7 +202,7 @@ class MlflowWriter:
 
     def _uploading(self) -> bool:
         with self._changed:
-            return self._opened and bool(self._uploads) and self._failures == 0
+            return self._opened and bool(self._uploads) and self._failures == 0 and not self._upload_failed
 
     def _busy(self) -> bool:
         return bool(self._rows or self._metrics or self._tags or self._uploads or self._mark)
@@ -293,6 +295,7 @@ class MlflowWriter:
     def _flush_uploads(self) -> None:
         with self._changed:
             uploads = dict(self._uploads)
+            self._upload_failed = False
         problem: Exception | None = None
         for destination, source in uploads.items():
             try:
@@ -305,6 +308,8 @@ class MlflowWriter:
             except Exception as error:  # one that fails must not hold back the others
                 if getattr(error, "error_code", "") != "INVALID_PARAMETER_VALUE":
                     problem = error
+                    with self._changed:
+                        self._upload_failed = True
                     continue
                 # The store will refuse it each time.
                 self._warn(f"{destination} was not logged to MLflow: {_reason(error)}")

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from metamixer_ray.masking import masked
 from metamixer_ray.tracking.rows import Row, mean, number
 
 PARAMETER_LENGTH = 6000
@@ -12,23 +13,10 @@ PARAMETER_LENGTH = 6000
 TAG_LENGTH = 8000
 """Characters that MLflow keeps of a tag's value."""
 
-_USERINFO = re.compile(r"(?<=://)(?:[^\s:/@]+:\S*@|[^\s/?#]*@)")
-_QUERY_SECRET = re.compile(
-    r"([?&;][^=&\s]*(?:token|password|passwd|pwd|secret|signature|sig|key|credential)[^=&\s]*=)[^&\s]+",
-    re.IGNORECASE,
-)
-_OPTION_SECRET = re.compile(r"((?:^|\s)--?[\w-]*(?:token|password|passwd|secret|api-key)[\w-]*[=\s])\S+", re.IGNORECASE)
 _UNFIT_FOR_A_KEY = re.compile(r"[^\w\-. /:]")
 
 PEER_MEANS = ("top1", "top5", "nll", "ece", "loss", "train_top1")
 """Values of the peers whose mean is logged as ``peers/<value>_mean``."""
-
-
-def masked(text: str) -> str:
-    """``text`` with users and passwords of URIs, and secrets in queries and options, replaced by ``***``."""
-    text = _USERINFO.sub("***@", text)
-    text = _QUERY_SECRET.sub(r"\1***", text)
-    return _OPTION_SECRET.sub(r"\1***", text)
 
 
 def shortened(text: str, length: int) -> str:

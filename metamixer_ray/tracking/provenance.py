@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from metamixer_ray.tracking.naming import masked
+from metamixer_ray.masking import masked
 
 # In which Ray tells a job's driver about the job.
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"

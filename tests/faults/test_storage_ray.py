@@ -16,21 +16,21 @@ from metamixer_ray.tracking import Console
 from tests.e2e import tiny
 from tests.e2e.object_store import folder_of, object_store
 from tests.e2e.waiting import wait_for, workers
-from tests.faults.proxy import Proxy
+from tests.faults.road import Road
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
-def store() -> Iterator[tuple[Proxy, str]]:
+def store() -> Iterator[tuple[Road, str]]:
     """The road to an object store, and the URI of a folder in it that goes by it."""
     with object_store() as port:
-        proxy = Proxy(port)
+        proxy = Road(port)
         yield proxy, folder_of(proxy.port)
 
 
 def test_an_object_store_that_fails_for_a_while_changes_nothing(
-    uninterrupted: Path, store: tuple[Proxy, str], tmp_path: Path
+    uninterrupted: Path, store: tuple[Road, str], tmp_path: Path
 ) -> None:
     """Not even where a worker is killed meanwhile, which has nowhere to start from until it is over."""
     (proxy, uri), told, seen = store, io.StringIO(), []

@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metamixer_ray.tracking.naming import (
-    PARAMETER_LENGTH,
-    masked,
-    metric_values,
-    model_name,
-    parameter_values,
-    run_place,
-)
+from metamixer_ray.masking import masked
+from metamixer_ray.tracking.naming import PARAMETER_LENGTH, metric_values, model_name, parameter_values, run_place
 from metamixer_ray.tracking.provenance import environment_tags, git_commit, ray_job, repeat_command, source_tags
 from tests.tracking.examples import make_rows
 

@@ -1,0 +1,41 @@
+"""One driver per run: a folder belongs to the process that trains in it, for as long as that process lives."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import filelock
+
+from metamixer_ray.errors import ConfigError
+from metamixer_ray.folder import RunFolder
+
+LOCK = ".lock"
+
+
+@contextmanager
+def claimed(folder: RunFolder) -> Iterator[None]:
+    """Within, no other process can claim ``folder``. The system lets go of it however this process ends.
+
+    On an object store nothing is claimed: it has no lock that a killed process would lose.
+
+    Raises:
+        ConfigError: another process has it, or it can't be written.
+    """
+    lock = None
+    if folder.local is not None:
+        folder.create()
+        lock = filelock.FileLock(folder.local / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise ConfigError(
+                f"--name {folder.name!r} is taken: another process is at work in {folder}; wait until it ends, "
+                "stop it, or choose another name"
+            ) from None
+        except OSError:
+            # A file system that knows of no locks. If it only can't be written, that is told where it is written.
+            lock = None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()

@@ -1,0 +1,85 @@
+"""Places with keys in them: files keep them masked, and what was masked must be given again."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from metamixer_ray.config import TrainConfig, flatten, from_settings, identity, read_yaml, to_yaml
+from metamixer_ray.data import load_splits
+from metamixer_ray.errors import ConfigError, DataError, TrainingFailed
+from metamixer_ray.runs import create_run, default_name, open_run
+from metamixer_ray.sweeps.config import SweepConfig
+from metamixer_ray.sweeps.opening import SWEEP, create_sweep, facts_of, open_sweep
+from metamixer_ray.sweeps.opening import default_name as sweep_name
+
+PLACES = {
+    "data": "s3://KEY:HIDDEN@bucket/set?region=eu",
+    "test_data": "s3://bucket/test.parquet?access_key=KEY&secret_key=HIDDEN",
+    "storage": "s3://KEY:HIDDEN@bucket",
+    "tracking_uri": "postgresql://someone:HIDDEN@host/db",
+}
+
+
+def placed(**settings: object) -> TrainConfig:
+    return from_settings({**PLACES, **settings})
+
+
+def test_a_file_of_settings_holds_no_key_and_asks_for_it() -> None:
+    text = to_yaml(placed())
+    assert "HIDDEN" not in text
+    assert "KEY" not in text
+    kept = from_settings(yaml.safe_load(text))
+    given: dict[str, str] = {}
+    for name in ("data", "test_data", "storage", "tracking_uri"):
+        with pytest.raises(ConfigError, match=rf"--{name.replace('_', '-')} \S*\*\*\*\S* comes from a file"):
+            from_settings({**flatten(kept), **given}).check()
+        given[name] = PLACES[name]
+    from_settings({**flatten(kept), **given}).check()
+
+
+def test_places_without_keys_are_kept_as_they_are() -> None:
+    places = {
+        "data": "abfs://container@account.dfs.core.windows.net/set",
+        "test_data": "gs://anonymous@bucket/test?retry_limit_seconds=60",
+        "storage": "hdfs://someone@host:8020/runs",
+        "tracking_uri": "http://host:5000",
+    }
+    kept = from_settings(yaml.safe_load(to_yaml(from_settings(places))))
+    assert {name: flatten(kept)[name] for name in places} == places
+    kept.check()
+
+
+def test_other_keys_to_the_same_place_are_the_same_data() -> None:
+    assert identity(placed()) == identity(placed(data=PLACES["data"].replace("HIDDEN", "ANOTHER")))
+    assert identity(placed()) != identity(placed(data=PLACES["data"].replace("bucket", "other")))
+
+
+def test_a_run_is_resumed_with_the_keys_given_again(tmp_path: Path) -> None:
+    config = placed(storage=str(tmp_path), name="one")
+    create_run(open_run(config), config, load_splits(TrainConfig().dataset))
+    assert "HIDDEN" not in "".join(path.read_text() for path in (tmp_path / "one").iterdir())
+    again = placed(storage=str(tmp_path), name="one", resume=True, data=PLACES["data"].replace("HIDDEN", "ANOTHER"))
+    assert not open_run(again).new
+    with pytest.raises(ConfigError, match=r"--data .* comes from a file"):
+        read_yaml(tmp_path / "one" / "config.yaml").check()
+
+
+def test_a_sweep_keeps_no_key(tmp_path: Path) -> None:
+    config = placed(storage=str(tmp_path), name="one")
+    facts = facts_of(SweepConfig(training=config))
+    create_sweep(open_sweep(SWEEP, config, facts, "x"), facts)
+    assert "HIDDEN" not in (tmp_path / "one" / "sweep.yaml").read_text()
+
+
+def test_names_and_errors_hold_no_key() -> None:
+    config = placed(data="s3://KEY:HIDDEN@bucket")
+    for text in (
+        default_name(config),
+        sweep_name(SWEEP, config, "x"),
+        *(
+            str(kind(f"--data {PLACES['data']}: cannot be reached"))
+            for kind in (ConfigError, DataError, TrainingFailed)
+        ),
+    ):
+        assert "HIDDEN" not in text
