@@ -8,6 +8,7 @@ what Ray keeps to itself, it is through the attribute and the callback that are 
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from threading import Timer
 from typing import Any, ClassVar
 
 import ray
@@ -30,6 +31,8 @@ from metamixer_ray.reporting import tell
 # Starts that fail in a row: the next would fail as well.
 HOPELESS_STARTS = 3
 SIGN_OF_LIFE_SECONDS = 10.0
+# How many times as long as for an answer workers may take to start: imports and process groups take their time.
+START_SHARE = 5
 # Is there while workers have reserved something: the placement group's id.
 RESERVED = ".reserved"
 
@@ -39,12 +42,22 @@ class TidyWorkerGroup(LeavingGroup):
 
     allowed: ClassVar[int] = HOPELESS_STARTS
     failed_in_a_row: ClassVar[int] = 0
+    _hung: Timer | None = None
+
+    def _create_workers(self, num_workers: int, placement_group: PlacementGroup, *args: Any, **others: Any) -> Any:
+        # From here until they train Ray waits for them without an end. Without their place they are killed, and that
+        # it hears of.
+        self._hung = Timer(START_SHARE * self._worker_health_check_timeout_s, remove_placement_group, [placement_group])
+        self._hung.daemon = True
+        self._hung.start()
+        return super()._create_workers(num_workers, placement_group, *args, **others)
 
     def _start(self) -> None:
         cls = type(self)
         try:
             super()._start()
         except Exception as error:
+            hung = self._hung is not None and self._hung.finished.is_set()
             lost = isinstance(error, RayActorError | WorkerGroupStartupFailedError)
             if self.has_started():
                 # What the others met is often only what the death of one looks like from afar.
@@ -60,7 +73,11 @@ class TidyWorkerGroup(LeavingGroup):
                     f"a worker died while the workers were being started, {cls.failed_in_a_row} times in a row; "
                     "the workers' log files under Ray's session folder tell why, often it is memory"
                 ) from error
-            raise WorkerGroupStartupFailedError("it died while the workers were being started") from error
+            what = "hung" if hung else "died"
+            raise WorkerGroupStartupFailedError(f"it {what} while the workers were being started") from error
+        finally:
+            if self._hung is not None:
+                self._hung.cancel()
         cls.failed_in_a_row = 0
 
 

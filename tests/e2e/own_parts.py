@@ -133,3 +133,21 @@ def one_class() -> tuple[np.ndarray, list[int], np.ndarray, list[int]]:
     """A set with nothing to tell apart."""
     images, labels, test_images, test_labels = stripes()
     return images, [0] * len(labels), test_images, [0] * len(test_labels)
+
+
+def unhurried(*, classes: int, image_size: int) -> nn.Module:
+    """The small network, which takes its time with each step, so that something can happen to it meanwhile."""
+
+    class Unhurried(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network(classes=classes, image_size=image_size)
+            self.stage_names = ("body.0", "body.1")
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                time.sleep(0.25)
+            logits: torch.Tensor = self.body(images)
+            return logits
+
+    return Unhurried()
