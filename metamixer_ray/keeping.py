@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from metamixer_ray.tracking.figures import figure_png
 from metamixer_ray.tracking.models import ModelExportError, export_network
 from metamixer_ray.tracking.naming import is_database, is_server, model_name, run_place
 from metamixer_ray.tracking.provenance import environment_tags, source_tags
+
+T = TypeVar("T")
 
 FINISH_SECONDS = 60.0
 FAILED_SECONDS = 10.0
@@ -246,7 +248,9 @@ class Keeper:
         """
         folder = self._run.folder
         identity = checkpoint_identity(self._config, splits)
-        self._insist(lambda: load_trained(networks, folder, identity), f"the last checkpoint in {folder} can't be read")
+        what = f"the last checkpoint in {folder} can't be read"
+        for problem in self._insist(lambda: load_trained(networks, folder, identity), what):
+            self._console.warn(problem)
         for name, draw in figure_makers(self._config, splits, networks, rows, alone_rows).items():
             try:
                 figure = draw()
@@ -258,9 +262,9 @@ class Keeper:
         self._insist(lambda: folder.write_json(SUMMARY, summary), f"{folder}/{SUMMARY} can't be written")
         return self.send(splits, networks, rows, summary)
 
-    def _insist(self, work: Callable[[], None], what: str) -> None:
+    def _insist(self, work: Callable[[], T], what: str) -> T:
         try:
-            insist(work, what, self._config.run.storage_patience, self._console.warn)
+            return insist(work, what, self._config.run.storage_patience, self._console.warn)
         except StorageFailed as error:
             raise StorageFailed(
                 f"{error}\nall epochs are trained; the same command with --name {self._run.name} --resume does the rest"

@@ -90,33 +90,44 @@ def _shared(value: Any, world: int) -> list[Any]:
 
 def newest_checkpoint(
     folder: RunFolder, peers: int, scratch: Path, expected: Mapping[str, Any] | None = None
-) -> tuple[str, list[dict[str, Any]]]:
-    """Name and content (per peer) of the newest checkpoint of which every file is whole.
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Content (per peer) of the newest checkpoint of which every file is whole, and what was wrong with newer ones.
 
     Args:
         scratch: where checkpoints are copied to when the folder isn't local.
         expected: what they must belong to, see :func:`checkpoint_identity`; None takes any.
 
     Raises:
-        CheckpointError: there is none; tells what is wrong with the newest.
+        CheckpointError: it belongs to another configuration or version; or there is none, and what is wrong with the
+            newest.
     """
-    problem = f"there is no checkpoint in {folder}; was this run trained at all?"
-    for index, name in enumerate(checkpoint_names(folder)):
+    problems: list[str] = []
+    for name in checkpoint_names(folder):
         local = folder.fetch(name, scratch / name)
         try:
-            return name, [read_peer(local, peer, expected) for peer in range(peers)]
-        except CheckpointError as error:
-            problem = str(error) if index == 0 else problem
-    raise CheckpointError(problem)
+            peers_content = [read_peer(local, peer, expected) for peer in range(peers)]
+        except TornCheckpoint as error:
+            problems.append(str(error))
+        else:
+            return peers_content, [f"{problem}; {name} is used instead" for problem in problems]
+    raise CheckpointError(problems[0] if problems else f"there is no checkpoint in {folder}; was this run trained?")
 
 
-def load_trained(networks: Sequence[StagedNetwork], folder: RunFolder, expected: Mapping[str, Any] | None) -> None:
+def load_trained(networks: Sequence[StagedNetwork], folder: RunFolder, expected: Mapping[str, Any] | None) -> list[str]:
     """Give ``networks`` (one per peer) the weights of a run's newest whole checkpoint.
 
+    Returns:
+        What was wrong with newer ones: the weights are then older than they should be, which a person must be told.
+
     Raises:
-        CheckpointError: see :func:`newest_checkpoint`.
+        CheckpointError: see :func:`newest_checkpoint`; or it is of other networks.
     """
     with tempfile.TemporaryDirectory(prefix="metamixer_ray-") as scratch:
-        _, peers = newest_checkpoint(folder, len(networks), Path(scratch), expected)
+        peers, problems = newest_checkpoint(folder, len(networks), Path(scratch), expected)
         for network, saved in zip(networks, peers, strict=True):
-            network.network.load_state_dict(saved["network"])
+            try:
+                network.network.load_state_dict(saved["network"])
+            except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+                reason = " ".join(str(error).split())[:300]
+                raise CheckpointError(f"the checkpoint in {folder} is of another network: {reason}") from None
+    return problems

@@ -74,7 +74,8 @@ def train(config: TrainConfig, console: Console | None = None, *, parent_run_id:
         console.note("this run is finished already; MLflow gets what it missed")
         with stoppable() as first, Keeper(config, run, tracking, announced, console) as keeper:
             first.append(keeper.mark_killed)
-            load_trained(networks, run.folder, checkpoint_identity(config, splits))
+            for problem in load_trained(networks, run.folder, checkpoint_identity(config, splits)):
+                console.warn(problem)
             keeper.send(splits, networks, journal_of(run.folder).rows(), finished)
             if "baseline" in finished:
                 with keeper.alone(flatten(alone(config))) as (_, writer):

@@ -1,5 +1,6 @@
 """A trained run, opened again: its networks with their last weights, and the images to look at them with."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -121,7 +122,8 @@ def open_trained(folder: RunFolder, options: RunOptions | None = None) -> Traine
             f"{', '.join(facts.classes)[:200]}: give data with the same classes in the same order"
         )
     networks = build_peers(config, classes=len(facts.classes), image_size=facts.image_size)
-    load_trained(networks, folder, None)
+    for problem in load_trained(networks, folder, None):
+        print(f"warning: {problem}", file=sys.stderr)
     # What a sweep's trial must not see is not shown here either.
     images = splits.test if other else splits.watched(tested=config.test)
     own = config.dataset

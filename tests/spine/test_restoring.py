@@ -43,8 +43,8 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def test_the_newest_is_the_one_of_the_latest_step(folder: RunFolder, tmp_path: Path) -> None:
-    name, peers = newest_checkpoint(folder, 2, tmp_path / "scratch", {"seed": 0})
-    assert name == "checkpoint-epoch10000"
+    peers, problems = newest_checkpoint(folder, 2, tmp_path / "scratch", {"seed": 0})
+    assert not problems
     assert [float(peer["network"]["weight"][0, 0]) for peer in peers] == [2.0, 2.0]
 
 
@@ -53,7 +53,12 @@ def test_a_torn_one_is_passed_over(folder: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "checkpoint-epoch10001").mkdir()
     weights = tmp_path / "checkpoint-epoch0009-step000120" / "peer0.pt"
     weights.write_bytes(weights.read_bytes()[:100])
-    assert newest_checkpoint(folder, 2, tmp_path / "scratch")[0] == "checkpoint-epoch0002"
+    peers, problems = newest_checkpoint(folder, 2, tmp_path / "scratch")
+    assert [float(peer["network"]["weight"][0, 0]) for peer in peers] == [0.0, 0.0]
+    wrong = ("checkpoint-epoch10001", "checkpoint-epoch10000", "checkpoint-epoch0009-step000120")
+    for problem, name in zip(problems, wrong, strict=True):
+        assert name in problem
+        assert problem.endswith("; checkpoint-epoch0002 is used instead")
 
 
 def test_none_at_all_says_what_is_wrong_with_the_newest(folder: RunFolder, tmp_path: Path) -> None:
