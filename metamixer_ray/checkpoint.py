@@ -17,6 +17,7 @@ from torch import nn
 from metamixer_ray.config import completed
 from metamixer_ray.errors import CheckpointError, TornCheckpoint
 from metamixer_ray.stepping import Stepper
+from metamixer_ray.tracking.files import sync, sync_folder
 
 FORMAT = 2
 # In a manifest: the checksum of all else in it, so that a changed setting isn't taken for another configuration.
@@ -80,6 +81,7 @@ class Snapshot:
         try:
             with weights.open("wb") as file:
                 torch.save(dict(self.content), file)
+                sync(file)
         except RuntimeError as error:
             # torch says of a full disk that a position is unexpected, and keeps the reason to itself.
             if isinstance(error.__context__, OSError):
@@ -93,7 +95,11 @@ class Snapshot:
             "sha256": _hash(weights),
             "identity": dict(self.identity),
         }
-        manifest_file.write_text(json.dumps({**manifest, CHECK: _checksum(manifest)}, indent=1))
+        with manifest_file.open("w") as file:
+            file.write(json.dumps({**manifest, CHECK: _checksum(manifest)}, indent=1))
+            sync(file)
+        # Rows outlive a power cut, and older checkpoints are deleted for this one: it must outlive it, too.
+        sync_folder(folder)
 
 
 def take_snapshot(
@@ -157,8 +163,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             "sha256": manifest["sha256"],
             "identity": dict(manifest["identity"]),
         }
-    except OSError as error:
-        raise TornCheckpoint(f"{path} is missing from the checkpoint ({error.strerror})") from None
+    except FileNotFoundError:
+        raise TornCheckpoint(f"{path} is missing from the checkpoint") from None
     except TornCheckpoint:
         raise
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
@@ -189,8 +195,8 @@ def read_peer(
         raise TornCheckpoint(f"{manifest_path} is the manifest of peer {manifest['peer']}")
     try:
         found = _hash(weights)
-    except OSError as error:
-        raise TornCheckpoint(f"{weights} is missing from the checkpoint ({error.strerror})") from None
+    except FileNotFoundError:
+        raise TornCheckpoint(f"{weights} is missing from the checkpoint") from None
     if found != manifest["sha256"]:
         raise TornCheckpoint(f"{weights} is not the file that was written (its hash differs): torn or changed")
     theirs = manifest["identity"]
@@ -205,6 +211,8 @@ def read_peer(
             )
     try:
         loaded: dict[str, Any] = torch.load(weights, map_location="cpu", weights_only=True, mmap=mapped)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # torch has no list of what it raises
         # Its hash is the manifest's all the same: somebody wrote both.
         reason = str(error).strip().splitlines()[0]

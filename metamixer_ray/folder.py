@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,6 @@ from metamixer_ray.masking import masked
 from metamixer_ray.patience import what_helps
 from metamixer_ray.tracking import files
 
-PROBE = ".probe"
 _CHECKPOINT = re.compile(r"checkpoint-epoch(\d+)(?:-step(\d+))?")
 T = TypeVar("T")
 
@@ -36,8 +36,22 @@ class RunFolder:
         try:
             self.filesystem, root = fs.FileSystem.from_uri(self.uri if "://" in self.uri else Path(self.uri).as_uri())
         except Exception as error:
-            raise ConfigError(masked(f"{option} {uri}: {error}")) from None
+            raise ConfigError(masked(f"{option} {uri}: {error}")) from error
         self.root = root.rstrip("/")
+
+    @classmethod
+    def again(cls, uri: str) -> "RunFolder":
+        """The folder of a run that is under way, whose URI was right when it began.
+
+        Raises:
+            OSError: it can't be reached for now: pyarrow asks some stores where they are.
+        """
+        try:
+            return cls(uri)
+        except ConfigError as error:
+            if isinstance(error.__cause__, OSError):
+                raise error.__cause__ from None
+            raise
 
     @property
     def local(self) -> Path | None:
@@ -70,8 +84,10 @@ class RunFolder:
         """
         with self.to_be_written():
             self.filesystem.create_dir(self.root, recursive=True)
-            self.write(PROBE, "can be written")
-            self.remove(PROBE)
+            # Others may be at it at the same moment.
+            probe = f".probe-{uuid.uuid4().hex}"
+            self.write(probe, "can be written")
+            self.remove(probe)
 
     @contextmanager
     def to_be_written(self) -> Iterator[None]:
@@ -186,7 +202,14 @@ def checkpoint_name(epoch: int, step: int = 0) -> str:
     return f"checkpoint-epoch{epoch:04d}" + (f"-step{step:06d}" if step else "")
 
 
-def checkpoint_names(folder: RunFolder) -> list[str]:
-    """Names of the checkpoints in a run's folder, newest first, whole or not."""
-    found = [(match, name) for name in folder.children() if (match := _CHECKPOINT.fullmatch(name))]
-    return [name for _, name in sorted(found, key=lambda f: (int(f[0][1]), int(f[0][2] or 0)), reverse=True)]
+def checkpoint_names(folder: RunFolder, until: str | None = None) -> list[str]:
+    """Names of the checkpoints in a run's folder, newest first, whole or not; those up to the one named ``until``."""
+    found = sorted(((at, name) for name in folder.children() if (at := _position(name))), reverse=True)
+    last = _position(until) if until is not None else None
+    return [name for at, name in found if last is None or at <= last]
+
+
+def _position(name: str) -> tuple[int, int] | None:
+    """Epoch and step of the checkpoint of that name; None where it is none."""
+    match = _CHECKPOINT.fullmatch(name)
+    return (int(match[1]), int(match[2] or 0)) if match else None

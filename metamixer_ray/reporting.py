@@ -15,9 +15,11 @@ from typing import Any
 
 import ray.train
 
+from metamixer_ray.checkpoint import peer_files
 from metamixer_ray.departure import LeavingGroup
-from metamixer_ray.errors import StorageFailed, UserError
+from metamixer_ray.errors import ConfigError, StorageFailed, UserError
 from metamixer_ray.folder import RunFolder, checkpoint_names
+from metamixer_ray.masking import masked
 from metamixer_ray.patience import persistently, what_helps
 from metamixer_ray.tracking import Journal
 from metamixer_ray.tracking.files import append_whole
@@ -30,6 +32,8 @@ HOPELESS = 3
 SHORT_PATIENCE = 5.0
 # Beside the live file: is there once the controller is to end the training.
 STOP, STOP_LOOK_SECONDS = "stop", 0.2
+# How long what another machine wrote may take to be seen on this one.
+SIGHT_SECONDS = 30.0
 
 
 def peer_names(peers: Sequence[str]) -> list[str]:
@@ -95,6 +99,7 @@ class EpochReporter(ray.train.UserCallback):
     _unrecorded: dict[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict, repr=False)
     """By epoch, the reports of all ranks."""
     _in_trouble: bool = False
+    _seen: bool = False
     _last: str = "no checkpoint was written since the start"
 
     def _tell(self, event: Mapping[str, Any]) -> None:
@@ -110,17 +115,22 @@ class EpochReporter(ray.train.UserCallback):
             epochs = zip(*(told["reports"] for told in metrics), strict=True)
             self._unrecorded = {reports[0]["epoch"]: reports for reports in epochs}
             self._record()
+            if (name := metrics[0]["checkpoint"]) is not None:
+                self._last = f"the last whole checkpoint is {name}"
             return
         self._failures = 0
         if event == "epoch":
             self._unrecorded[metrics[0]["epoch"]] = metrics
-        whole = not any(UNWRITTEN in told for told in metrics)
+        name, whole = metrics[0]["checkpoint"], not any(UNWRITTEN in told for told in metrics)
+        if whole and name is not None:
+            with suppress(OSError):
+                self._see(name)
         if whole:
             # Never more rows than there are epochs in a checkpoint: a restart might have to train them again.
             self._record()
-        if (name := metrics[0]["checkpoint"]) is not None:
+        if name is not None:
             self._take(name, whole=whole)
-        if event == "checkpoint" and any(told["leaving"] for told in metrics):
+        if whole and event == "checkpoint" and any(told["leaving"] for told in metrics):
             LeavingGroup.leaving = True
 
     def _take(self, name: str, *, whole: bool) -> None:
@@ -129,14 +139,34 @@ class EpochReporter(ray.train.UserCallback):
         if whole:
             self._last = f"the last whole checkpoint is {name}"
             self.troubles.say("checkpoints", None)
-        folder = RunFolder(self.folder_uri)
         with suppress(OSError):
+            folder = RunFolder.again(self.folder_uri)
             if not whole:
                 folder.remove_folder(name)
                 return
-            names = checkpoint_names(folder)
-            for old in names[names.index(name) + self.keep :]:
+            before = [old for old in checkpoint_names(folder, until=name) if old != name]
+            for old in before[self.keep - 1 :]:
                 folder.remove_folder(old)
+
+    def _see(self, name: str) -> None:
+        """Once, see from here what the workers wrote: a folder of one name may be another on each machine.
+
+        Raises:
+            ConfigError: it isn't here.
+        """
+        if self._seen:
+            return
+        folder = RunFolder.again(self.folder_uri)
+        files = [f"{name}/{file}" for peer in range(len(self.peers)) for file in peer_files(peer)]
+        until = time.monotonic() + SIGHT_SECONDS
+        while unseen := [file for file in files if not folder.exists(file)]:
+            if time.monotonic() > until:
+                raise ConfigError(
+                    f"{folder.option} {folder} isn't one place for all machines: the workers wrote {unseen[0]}, and "
+                    "it is not to be seen from the machine that controls them; name one that all of them share"
+                )
+            time.sleep(STOP_LOOK_SECONDS)
+        self._seen = True
 
     def _record(self) -> None:
         """Write the rows of the epochs that are to be recorded, unless they are there already. Those that can't be
@@ -155,7 +185,7 @@ class EpochReporter(ray.train.UserCallback):
 
     def _write(self) -> None:
         if self._journal is None:
-            folder = RunFolder(self.folder_uri)
+            folder = RunFolder.again(self.folder_uri)
             self._journal = Journal(folder.filesystem, folder.path("metrics.jsonl"))
         recorded = {row["epoch"] for row in self._journal.rows()}
         for epoch, reports in list(self._unrecorded.items()):
@@ -183,7 +213,7 @@ class EpochReporter(ray.train.UserCallback):
         return False
 
     def _place(self) -> str:
-        return f"metrics.jsonl in {RunFolder(self.folder_uri)}"
+        return f"metrics.jsonl in {masked(self.folder_uri)}"
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Say what happened; give up at once on what a person must mend, or when there is no progress."""

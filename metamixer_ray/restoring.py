@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,11 +35,18 @@ def checkpoint_identity(config: TrainConfig, splits: Splits) -> dict[str, Any]:
     return {**identity(config), "data_fingerprint": splits.fingerprint}
 
 
-def restore(peer: Peer, kept: Checkpoints) -> tuple[Progress | None, list[str]]:
-    """Put the newest checkpoint that is whole for all peers back into this one's. All ranks call it together.
+@dataclass(frozen=True)
+class Restored:
+    """Where a training goes on from: what was wrong with newer checkpoints stands in ``warnings``."""
 
-    Returns:
-        How far it is (None: nothing was kept yet, all starts anew), and what was wrong with newer ones.
+    progress: Progress
+    name: str | None
+    """Of the checkpoint; None where nothing was kept yet, and all starts anew."""
+    warnings: list[str]
+
+
+def restore(peer: Peer, kept: Checkpoints) -> Restored:
+    """Put the newest checkpoint that is whole for all peers back into this one's. All ranks call it together.
 
     Raises:
         CheckpointError: it belongs to another configuration or version, or none is whole although epochs are on record.
@@ -62,14 +70,14 @@ def restore(peer: Peer, kept: Checkpoints) -> tuple[Progress | None, list[str]]:
         progress = put_back(saved, peer.network.network, peer.optimizer, peer.learnt, peer.stepper)
         if peer.stale is not None:
             peer.stale.refresh(read_told(folder, mesh.peers, identified))
-        return progress, [f"{told}; going on from {name}" for told in passed_over]
+        return Restored(progress, name, [f"{told}; going on from {name}" for told in passed_over])
     if recorded:
         found = passed_over[0] if passed_over else "there is none"
         raise CheckpointError(
             f"{recorded} epochs are on record, but there is no whole checkpoint to go on from ({found}); "
             "choose another --name to train anew"
         )
-    return None, [f"{told}; starting anew" for told in passed_over]
+    return Restored(Progress(), None, [f"{told}; starting anew" for told in passed_over])
 
 
 def _read(folder: Path, peer: int, identified: Mapping[str, Any]) -> tuple[dict[str, Any], CheckpointError | None]:

@@ -1,11 +1,12 @@
 """A worker's side of Ray Train: who it is, where it starts from, whom it tells."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
@@ -19,13 +20,31 @@ from metamixer_ray.checkpoint import peer_files
 from metamixer_ray.config import from_settings
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.mesh import Host, build_mesh, seats
-from metamixer_ray.patience import persistently
+from metamixer_ray.patience import insist
 from metamixer_ray.placement import selectors
 from metamixer_ray.runs import METRICS
 from metamixer_ray.ticker import Ticker
 from metamixer_ray.troubles import Troubles
 from metamixer_ray.uploads import UNWRITTEN, Upload, Uploads
 from metamixer_ray.worker import WriteCheckpoint, train_peer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How long it may fail (seconds), and who hears of it."""
+
+    patience: float
+    trouble: Callable[[str], None]
+
+    def read(self, work: Callable[[], T], what: str) -> T:
+        """What ``work`` returns, once storage gives it.
+
+        Raises:
+            StorageFailed: patience is over.
+        """
+        return insist(work, f"{what} can't be read", self.patience, self.trouble)
 
 
 class RaySession:
@@ -34,28 +53,31 @@ class RaySession:
     Args:
         folder: the run's.
         ticker: where the first worker notes its steps.
-        uploads: brings the checkpoints there.
-        patience: seconds for which storage may refuse to give the checkpoint to start from.
+        storage: how long it may fail, and who hears of it.
     """
 
-    def __init__(self, folder: RunFolder, ticker: Ticker, uploads: Uploads, patience: float) -> None:
-        self._folder, self._uploads, self._patience = folder, uploads, patience
+    def __init__(self, folder: RunFolder, ticker: Ticker, storage: "Storage") -> None:
+        self._folder, self._storage = folder, storage
+        self._uploads = Uploads(str(folder), storage.patience, storage.trouble)
         self._scratch = tempfile.TemporaryDirectory(prefix="metamixer_ray-")
         self._ticker = ticker if dist.get_rank() == 0 else None
         self._courier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="courier")
         self._under_way: Future[None] | None = None
 
     def checkpoints(self) -> list[str]:
-        return persistently(lambda: checkpoint_names(self._folder), self._patience)
+        return self._read(lambda: checkpoint_names(self._folder))
 
     def recorded(self) -> int:
         # The controller may be writing to it, so it is only looked at.
-        return persistently(lambda: self._folder.read(METRICS) or b"", self._patience).count(b"\n")
+        return self._read(lambda: self._folder.read(METRICS) or b"").count(b"\n")
 
     def fetch(self, name: str, peers: Sequence[int]) -> Path:
         wanted = [file for peer in peers for file in peer_files(peer)]
         target = Path(self._scratch.name) / name
-        return persistently(lambda: self._folder.fetch(name, target, wanted), self._patience)
+        return self._read(lambda: self._folder.fetch(name, target, wanted))
+
+    def _read(self, work: Callable[[], T]) -> T:
+        return self._storage.read(work, f"checkpoints in {self._folder}")
 
     def report(self, metrics: dict[str, Any], write: WriteCheckpoint | None, name: str | None) -> None:
         # Training goes on while files are written and uploaded; a storage slower than the checkpoints come holds
@@ -112,8 +134,9 @@ def ray_worker(settings: Mapping[str, Any]) -> None:
         dist.all_gather_object(hosts, Host(here.get_node_id(), dict(here.get_node_labels())))
     seating = seats(wanted, len(config.peers), config.placement.replicas, hosts)
     mesh = build_mesh(len(config.peers), config.placement.replicas, device, seating)
-    folder, key, patience = RunFolder(settings["folder"]), settings["key"], config.run.storage_patience
-    uploads = Uploads(str(folder), patience, partial(Troubles(key).say, "checkpoints"))
-    session = RaySession(folder, Ticker(key), uploads, patience)
+    key = settings["key"]
+    storage = Storage(config.run.storage_patience, partial(Troubles(key).say, "checkpoints"))
+    folder = storage.read(lambda: RunFolder.again(settings["folder"]), "the run's folder")
+    session = RaySession(folder, Ticker(key), storage)
     train_peer(config, mesh, device, session)
     session.finish()

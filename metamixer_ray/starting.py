@@ -21,7 +21,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import PreemptingState, RestartingState, RunningState
-from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
+from ray.train.v2._internal.execution.worker_group import Worker
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from metamixer_ray.departure import LeavingGroup
@@ -32,7 +32,7 @@ from metamixer_ray.reporting import tell
 HOPELESS_STARTS = 3
 SIGN_OF_LIFE_SECONDS = 10.0
 # How many times as long as for an answer workers may take to start: imports and process groups take their time.
-START_SHARE = 5
+START_SHARE = 10
 # Is there while workers have reserved something: the placement group's id.
 RESERVED = ".reserved"
 
@@ -42,7 +42,16 @@ class TidyWorkerGroup(LeavingGroup):
 
     allowed: ClassVar[int] = HOPELESS_STARTS
     failed_in_a_row: ClassVar[int] = 0
+    folder_uri: ClassVar[str] = ""
     _hung: Timer | None = None
+
+    def _create_placement_group(self, *args: Any) -> Any:
+        handle = super()._create_placement_group(*args)
+        # Before anybody waits for it, which may take hours in which the controller may die. That storage fails is no
+        # reason to end.
+        with suppress(OSError):
+            RunFolder.again(self.folder_uri).write(RESERVED, handle.placement_group.id.hex())
+        return handle
 
     def _create_workers(self, num_workers: int, placement_group: PlacementGroup, *args: Any, **others: Any) -> Any:
         # From here until they train Ray waits for them without an end. Without their place they are killed, and that
@@ -58,7 +67,7 @@ class TidyWorkerGroup(LeavingGroup):
             super()._start()
         except Exception as error:
             hung = self._hung is not None and self._hung.finished.is_set()
-            lost = isinstance(error, RayActorError | WorkerGroupStartupFailedError)
+            lost = hung or isinstance(error, RayActorError | WorkerGroupStartupFailedError)
             if self.has_started():
                 # What the others met is often only what the death of one looks like from afar.
                 lost = lost or any(is_dead(worker) for worker in self.get_workers())
@@ -133,19 +142,13 @@ class SafeStarts(ControllerCallback, WorkerGroupCallback):
     def after_controller_start(self, train_run_context: Any) -> None:
         """See :class:`ControllerCallback`; no group has been started yet."""
         TidyWorkerGroup.allowed = min(HOPELESS_STARTS, self.max_failures + 1)
+        TidyWorkerGroup.folder_uri = self.folder_uri
         TrainController.worker_group_cls = TidyWorkerGroup
-
-    def after_worker_group_start(self, worker_group: WorkerGroup) -> None:
-        """See :class:`WorkerGroupCallback`."""
-        reserved = worker_group.get_worker_group_state().placement_group_handle.placement_group
-        # Storage that fails is no reason to end.
-        with suppress(OSError):
-            RunFolder(self.folder_uri).write(RESERVED, reserved.id.hex())
 
     def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
         """See :class:`WorkerGroupCallback`."""
         with suppress(OSError):
-            RunFolder(self.folder_uri).remove(RESERVED)
+            RunFolder.again(self.folder_uri).remove(RESERVED)
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """See :class:`ControllerCallback`."""

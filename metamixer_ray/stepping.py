@@ -44,7 +44,8 @@ class Stepper:
         self.broken = torch.where(scale < 1, torch.nan, 0.0)
 
     def skip(self) -> None:
-        """Leave a step out that somebody is broken in; this peer stays so while its gradients aren't finite."""
+        """Leave a step out that somebody is broken in; this peer stays so while its gradients aren't finite, and in
+        float16 for good."""
         if self._scaler is None:
             self.broken = torch.where(self.broken.isnan(), self._overflow(), self.broken)
 

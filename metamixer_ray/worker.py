@@ -83,13 +83,14 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
     splits = load_splits(config.dataset)
     agree_on_images(splits.fingerprint, config.workers)
     peer = set_up(config, mesh, device, part_of(config, splits, mesh.peer))
-    restored, warnings = restore(peer, session)
-    progress = restored or Progress()
-    if restored or warnings:
+    restored = restore(peer, session)
+    progress = restored.progress
+    if restored.name is not None or restored.warnings:
         # Whoever keeps the rows may have died between taking checkpoints and writing their rows. A row that is there
         # already is not written twice. The file is the first replica's, so each says again who it is.
         reports = [json.loads(report) | {"replica": mesh.replica} for report in progress.reports]
-        session.report({"event": "restored", "reports": reports, "warnings": warnings}, None, None)
+        told = {"event": "restored", "reports": reports, "warnings": restored.warnings}
+        session.report(told, None, restored.name)
     stopping = False
     while progress.epoch < config.epochs and not stopping:
         stopping = train_epoch(peer, progress, session)

@@ -5,7 +5,7 @@ import json
 import os
 import posixpath
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pyarrow import fs
 
@@ -98,6 +98,12 @@ def make_parent(filesystem: fs.FileSystem, path: str) -> None:
     base = filesystem.base_fs if isinstance(filesystem, fs.SubTreeFileSystem) else filesystem
     if parent and base.type_name not in OBJECT_STORES:
         filesystem.create_dir(parent, recursive=True)
+
+
+def sync(file: IO[Any]) -> None:
+    """Make what was written to a local file survive a power cut."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

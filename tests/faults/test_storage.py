@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from metamixer_ray import reporting
-from metamixer_ray.checkpoint import Progress, Snapshot, read_peer, take_snapshot
+from metamixer_ray.checkpoint import Progress, Snapshot, peer_files, read_peer, take_snapshot
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.data import DataConfig, load_splits
 from metamixer_ray.errors import ConfigError, StorageFailed
@@ -149,7 +149,7 @@ def test_rows_wait_for_a_disk_that_can_be_written(reporter: tuple[EpochReporter,
     assert "Read-only file system" in wrong
     # Restarted workers say all of it again.
     again = [told for epoch in (1, 2, 3) for told in epoch_report(epoch)]
-    rows.after_report(None, [{"event": "restored", "reports": again, "warnings": []}], None)
+    rows.after_report(None, [{"event": "restored", "reports": again, "warnings": [], "checkpoint": None}], None)
     # The last row is waited for.
     timer = threading.Timer(1.5, disk.writable, [True])
     timer.start()
@@ -170,13 +170,35 @@ def test_whoever_waits_for_the_last_row_hears_that_it_is_to_end(
         rows.after_report(None, epoch_report(4), None)
 
 
+def make(checkpoint: Path) -> None:
+    """The files of one peer."""
+    checkpoint.mkdir(parents=True)
+    for name in peer_files(0):
+        (checkpoint / name).touch()
+
+
+def test_a_folder_that_is_another_on_each_machine_is_refused(
+    reporter: tuple[EpochReporter, Told, Path], disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, _, _ = reporter
+    monkeypatch.setattr(reporting, "SIGHT_SECONDS", 0.5)
+    run, report = disk.place / "run", {"event": "checkpoint", "checkpoint": "checkpoint-epoch0001", "leaving": False}
+    with pytest.raises(ConfigError, match=r"--storage .*run isn't one place for all machines: .*epoch0001/peer0\.pt"):
+        rows.after_report(None, [report], None)
+    make(run / "checkpoint-epoch0001")
+    rows.after_report(None, [report], None)
+    # Once it was seen, a folder that comes late or is moved away ends nothing.
+    rows.after_report(None, [{**report, "checkpoint": "checkpoint-epoch0002"}], None)
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-epoch0001"]
+
+
 def test_a_checkpoint_without_a_peers_file_is_none(reporter: tuple[EpochReporter, Told, Path], disk: Disk) -> None:
     rows, said, _ = reporter
     run = disk.place / "run"
 
     def reported(name: str, **second: bool) -> list[str]:
         """Two workers report the checkpoint, the second one says this of its part; which are there then."""
-        (run / name).mkdir(parents=True)
+        make(run / name)
         first = {"event": "checkpoint", "checkpoint": name, "leaving": False}
         rows.after_report(None, [first, {**first, **second}], None)
         return sorted(path.name for path in run.glob("checkpoint-*"))

@@ -13,7 +13,7 @@ import pytest
 from pyarrow import fs
 
 from tests.data.drawing import encoded, picture, write_parquet
-from tests.e2e.object_store import SECRET, object_store
+from tests.e2e.object_store import SECRET, folder_of, object_store
 from tests.ports import listening
 from tests.tracking.server import tracking_server
 
@@ -51,7 +51,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
     for name in ("home", "metamixer", "cache", "server", "stored"):
         (root / name).mkdir()
     found = Planted(folders=[root, temporary])
-    with object_store() as storage, tracking_server(root / "server") as server:
+    with object_store() as port, tracking_server(root / "server") as server:
+        storage = folder_of(port)
         bucket, _ = fs.FileSystem.from_uri(storage)
         images = [encoded(picture(number)) for number in range(64)]
         for part in ("train", "test"):
