@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,8 +14,7 @@ from metamixer_ray import train
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from tests.e2e import tiny
 from tests.e2e.waiting import wait_for, workers
-from tests.faults.injecting import HUNG_SECONDS, processes
-from tests.faults.test_torn_checkpoints import damage
+from tests.faults.injecting import processes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -38,7 +36,7 @@ def test_one_fault_after_another_changes_nothing(ray_cluster: str, tmp_path: Pat
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": HUNG_SECONDS},
+        env={**os.environ, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "4"},
     )
     lost: list[psutil.Process] = []
 
@@ -60,11 +58,6 @@ def test_one_fault_after_another_changes_nothing(ray_cluster: str, tmp_path: Pat
         at(3)
         lost += workers(os.getpid())
         hit(processes("ray::TrainController"), signal.SIGKILL)
-        at(4)
-        newest = checkpoint_names(RunFolder(str(run)))[0]
-        with suppress(FileNotFoundError):
-            damage(run / newest, "cut", random.Random(1))
-        hit(workers(os.getpid()), signal.SIGKILL)
     finally:
         told, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0, told
@@ -76,4 +69,4 @@ def test_one_fault_after_another_changes_nothing(ray_cluster: str, tmp_path: Pat
         assert line in told, told
     tiny.assert_equal_runs(tmp_path / "calm" / "runs" / "calm", run)
     assert tiny.tracked_epochs(tmp_path) == list(range(1, tiny.EPOCHS + 1))
-    assert len(checkpoint_names(RunFolder(str(run)))) <= 3  # two, and one that was damaged
+    assert len(checkpoint_names(RunFolder(str(run)))) == 2
