@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pyarrow import fs
 
 import metamixer_ray
 from metamixer_ray.comparison.methods import read_method
@@ -392,8 +393,6 @@ ROW = b'{"epoch": 1, "x": 0.5}\n'
     [b"x", b"[]", b'{"epoch": true}', b'{"epoch": 2, "x": NaN}', b'{"epoch": 2, "x": "\\ud800"}', b"[" * 100_000],
 )
 def test_a_line_that_is_no_row(tmp_path: Path, line: bytes) -> None:
-    from pyarrow import fs
-
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(ROW + line + b"\n" + ROW.replace(b"1", b"3"))
     with pytest.raises(DataError, match=r"metrics\.jsonl, line 2: this is not a row of metrics; remove"):

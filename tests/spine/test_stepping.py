@@ -1,15 +1,24 @@
 """Steps with gradients that aren't finite are left out; in float16 the loss is scaled until they are."""
 
 import copy
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 from torch import nn
 
+from metamixer_ray.config import TrainConfig
 from metamixer_ray.optimisation import OptimisationConfig, build_optimizer
 from metamixer_ray.stepping import Stepper
+from tests.spine.pool import Pool
+from tests.spine.test_worker import identical, last, weights
+from tests.spine.training import learn_together
 
+HERE = "tests.spine.networks"
 CPU = torch.device("cpu")
 Kind = Literal["sgd", "adamw"]
 
@@ -106,3 +115,27 @@ def test_it_goes_on_as_if_nothing_had_happened() -> None:
     _, _, again = peer("sgd", "fp16")
     again.load_state_dict(stepper.state_dict())
     assert again.state_dict() == stepper.state_dict()
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_gradients_that_overflow_are_learnt_by_nobody(
+    pool: Pool, small: Callable[..., TrainConfig], tmp_path: Path, replicas: int
+) -> None:
+    peers = [f"{HERE}:tiny", f"{HERE}:overflowing_once"]
+    config = small(peers=peers, replicas=replicas, checkpoint_seconds=1e-9, epochs=1, train_limit=96)
+    outcomes = pool.run(2 * replicas, learn_together, config, tmp_path)
+    # The others hear of it with the next step, which all skip.
+    assert [[row["skipped_steps"] for row in o.epochs] for o in outcomes] == [[1]] * 2 * replicas
+    steps = [weights(tmp_path, f"checkpoint-epoch0000-step{s:06d}", 1)["network"] for s in (2, 3, 4, 5)]
+    assert [identical(one, two) for one, two in itertools.pairwise(steps)] == [True, True, False]
+    for peer in range(2):
+        assert all(torch.isfinite(v).all() for v in weights(tmp_path, last(config), peer)["network"].values())
+
+
+def test_a_peer_whose_gradients_overflow_for_ever_is_named(
+    pool: Pool, small: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = small(peers=[f"{HERE}:tiny", f"{HERE}:overflowing_for_ever"], epochs=40)
+    for outcome in pool.run(2, learn_together, config, tmp_path):
+        assert re.match(r"diverged: 20 steps in a row .* peer 1 \(.*overflowing_for_ever\)", outcome.ended)
+        assert len(outcome.images) == 3 + 1 + 20
