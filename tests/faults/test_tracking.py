@@ -120,27 +120,25 @@ def test_uploads_that_hang_do_not_hold_up_the_end_one_after_the_other(server: Se
     assert proxy.hits < 5
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["run is known", "first contact"])
-def test_a_locked_database_is_survived(known: bool, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+def test_a_locked_database_is_survived(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Both by a run that it has already and by one that is new to it."""
+    uri, told = f"sqlite:///{tmp_path}/mlflow.db", {"known": list[str](), "new": list[str]()}
     MlflowClient(uri).search_experiments()
-    told: list[str] = []
-    writer = None
-    if known:
-        writer = MlflowWriter(uri, "faults", "r", warn=told.append, pauses=(0.1, 0.5))
-        assert writer.wait(60)
+    writers = {"known": MlflowWriter(uri, "faults", "known", warn=told["known"].append, pauses=(0.1, 0.5))}
+    assert writers["known"].wait(60)
     other = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    writer = writer or MlflowWriter(uri, "faults", "r", warn=told.append, pauses=(0.1, 0.5))
-    for row in make_rows(1, 12):
-        writer.offer([row])
-    while not told:
+    writers["new"] = MlflowWriter(uri, "faults", "new", warn=told["new"].append, pauses=(0.1, 0.5))
+    for writer in writers.values():
+        writer.offer(make_rows(1, 12))
+    while not all(told.values()):
         time.sleep(0.1)
     other.execute("ROLLBACK")
     other.close()
-    assert writer.finish(timeout=120)
-    assert_complete(uri, "r", 12)
-    assert "database is locked" in told[0]
+    for name, writer in writers.items():
+        assert writer.finish(timeout=120)
+        assert_complete(uri, name, 12)
+        assert "database is locked" in told[name][0]
     assert "Traceback" not in capfd.readouterr().err
 
 
