@@ -385,17 +385,15 @@ def test_a_run_is_looked_for_by_its_name_only(tmp_path: Path, monkeypatch: pytes
             open_trained(find_run(text))
 
 
-ROW = b'{"epoch": 1, "x": 0.5}\n'
-
-
 @pytest.mark.parametrize(
     "line",
     [b"x", b"[]", b'{"epoch": true}', b'{"epoch": 2, "x": NaN}', b'{"epoch": 2, "x": "\\ud800"}', b"[" * 100_000],
 )
 def test_a_line_that_is_no_row(tmp_path: Path, line: bytes) -> None:
+    row = b'{"epoch": 1, "x": 0.5}\n'
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(ROW + line + b"\n" + ROW.replace(b"1", b"3"))
+    path.write_bytes(row + line + b"\n" + row.replace(b"1", b"3"))
     with pytest.raises(DataError, match=r"metrics\.jsonl, line 2: this is not a row of metrics; remove"):
         Journal(fs.LocalFileSystem(), str(path))
-    path.write_bytes(ROW + line)
+    path.write_bytes(row + line)
     assert [row["epoch"] for row in Journal(fs.LocalFileSystem(), str(path)).rows()] == [1], "the last may be torn"
