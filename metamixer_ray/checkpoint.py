@@ -41,6 +41,8 @@ class Progress:
     """Running sums of the epoch's metrics."""
     reports: list[str] = field(default_factory=list)
     """What this peer reported at the end of each finished epoch, as JSON: text costs nothing to copy."""
+    attempt: str = ""
+    """Which start of the workers this is, the same for all ranks: what two of them wrote is not one checkpoint."""
 
 
 def peer_files(peer: int) -> tuple[str, str]:

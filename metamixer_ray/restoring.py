@@ -1,8 +1,9 @@
 """Finding a run's newest whole checkpoint again, whatever was left half-written or damaged beside it."""
 
 import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,9 @@ from metamixer_ray.errors import CheckpointError, TornCheckpoint
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.peer import Peer
+
+# A kill came while a later start overwrote the checkpoint. On a GPU, whose sums have no fixed order, both differ.
+MIXED = "its peers' files were written before and after a restart"
 
 
 class Checkpoints(Protocol):
@@ -53,31 +57,36 @@ def restore(peer: Peer, kept: Checkpoints) -> Restored:
     """
     mesh, identified = peer.mesh, checkpoint_identity(peer.config, peer.splits)
     world = peer.config.workers
-    names, recorded = _shared((kept.checkpoints(), kept.recorded()), world)[0]
+    names, recorded, attempt = _shared((kept.checkpoints(), kept.recorded(), uuid.uuid4().hex), world)[0]
     passed_over: list[str] = []
     for name in names:
         peers = [mesh.peer] if peer.stale is None else list(range(mesh.peers))
         folder = kept.fetch(name, peers)
         saved, problem = _read(folder, mesh.peer, identified)
         # A checkpoint is whole only where all peers find theirs.
-        problems = [told for told in _shared(problem, world) if told is not None]
+        found = _shared((problem, _attempt(saved)), world)
+        problems = [told for told, _ in found if told is not None]
         for told in problems:
             if not isinstance(told, TornCheckpoint):
                 raise told
+        if not problems and len({by for _, by in found}) > 1:
+            problems = [TornCheckpoint(MIXED)]
         if problems:
             passed_over.append(f"{name} is not whole: {problems[0]}")
             continue
         progress = put_back(saved, peer.network.network, peer.optimizer, peer.learnt, peer.stepper)
         if peer.stale is not None:
             peer.stale.refresh(read_told(folder, mesh.peers, identified))
-        return Restored(progress, name, [f"{told}; going on from {name}" for told in passed_over])
+        return Restored(
+            replace(progress, attempt=attempt), name, [f"{told}; going on from {name}" for told in passed_over]
+        )
     if recorded:
-        found = passed_over[0] if passed_over else "there is none"
+        why = passed_over[0] if passed_over else "there is none"
         raise CheckpointError(
-            f"{recorded} epochs are on record, but there is no whole checkpoint to go on from ({found}); "
+            f"{recorded} epochs are on record, but there is no whole checkpoint to go on from ({why}); "
             "choose another --name to train anew"
         )
-    return Restored(Progress(), None, [f"{told}; starting anew" for told in passed_over])
+    return Restored(Progress(attempt=attempt), None, [f"{told}; starting anew" for told in passed_over])
 
 
 def _read(folder: Path, peer: int, identified: Mapping[str, Any]) -> tuple[dict[str, Any], CheckpointError | None]:
@@ -86,6 +95,12 @@ def _read(folder: Path, peer: int, identified: Mapping[str, Any]) -> tuple[dict[
         return read_peer(folder, peer, identified), None
     except CheckpointError as error:
         return {}, error
+
+
+def _attempt(saved: Mapping[str, Any]) -> str:
+    """Which start of the workers a peer's part was written in; what isn't progress is refused when it is put back."""
+    progress = saved.get("progress")
+    return str(progress.get("attempt")) if isinstance(progress, Mapping) else ""
 
 
 def _shared(value: Any, world: int) -> list[Any]:
@@ -114,6 +129,8 @@ def newest_checkpoint(
         local = folder.fetch(name, scratch / name)
         try:
             peers_content = [read_peer(local, peer, expected) for peer in range(peers)]
+            if len({_attempt(content) for content in peers_content}) > 1:
+                raise TornCheckpoint(f"{local}: {MIXED}")
         except TornCheckpoint as error:
             problems.append(str(error))
         else:

@@ -11,7 +11,9 @@ import pytest
 
 from metamixer_ray.checkpoint import peer_files
 from metamixer_ray.config import TrainConfig
+from metamixer_ray.errors import CheckpointError
 from metamixer_ray.folder import RunFolder, checkpoint_names
+from metamixer_ray.restoring import newest_checkpoint
 from tests.spine.pool import Pool
 from tests.spine.test_worker import identical, weights
 from tests.spine.training import Outcome, learn_together
@@ -109,3 +111,33 @@ def test_a_first_one_that_never_was_whole_costs_nothing(
         assert outcome.reports[0]["warnings"][0].endswith("; starting anew")
     one, two = (weights(folder, last, 0) for folder in (whole, tmp_path))
     assert identical(one["network"], two["network"])
+
+
+@pytest.fixture(scope="module")
+def mixed(pool: Pool, config: TrainConfig, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose newest checkpoint is one peer's of another start of the workers, as a kill leaves it while one
+    that had been passed over is overwritten."""
+    newest, *_, oldest = checkpoint_names(RunFolder(str(whole)))
+    again, folder = (tmp_path_factory.mktemp(name) for name in ("again", "mixed"))
+    resumed(pool, config, whole, again, [oldest])
+    shutil.copytree(again / newest, folder / newest)
+    for file in peer_files(0):
+        shutil.copy(whole / newest / file, folder / newest)
+    return folder
+
+
+def test_one_that_two_starts_wrote_is_passed_over(
+    pool: Pool, config: TrainConfig, whole: Path, mixed: Path, tmp_path: Path
+) -> None:
+    newest, *_, oldest = checkpoint_names(RunFolder(str(whole)))
+    shutil.copytree(mixed / newest, tmp_path / newest)
+    for outcome in resumed(pool, config, whole, tmp_path, [newest, oldest]):
+        assert outcome.ended == "finished"
+        assert outcome.reports[0]["warnings"] == [
+            f"{newest} is not whole: its peers' files were written before and after a restart; going on from {oldest}"
+        ]
+
+
+def test_what_reads_a_run_passes_it_over_too(mixed: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="peers' files were written before and after a restart"):
+        newest_checkpoint(RunFolder(str(mixed)), 2, tmp_path / "scratch")
