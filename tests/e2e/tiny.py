@@ -117,18 +117,19 @@ def assert_equal_runs(calm: Path, other: Path, epochs: int = EPOCHS) -> None:
     assert [without_times(row) for row in ours] == [without_times(row) for row in theirs]
 
 
-def tracked(storage: Path) -> tuple[MlflowClient, Run]:
-    """The only run that there is in the MLflow store of :func:`config`."""
+def tracked(storage: Path, name: str | None = None) -> tuple[MlflowClient, Run]:
+    """The only run that there is in the MLflow store of :func:`config`, or the only one of that name."""
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
     experiment = client.get_experiment_by_name("metamixer_ray")
     assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
+    wanted = f"attributes.run_name = '{name}'" if name else ""
+    (run,) = client.search_runs([experiment.experiment_id], wanted)
     return client, run
 
 
-def tracked_epochs(storage: Path) -> list[int]:
+def tracked_epochs(storage: Path, name: str | None = None) -> list[int]:
     """The epochs of which that run, which is finished, has a score, as often as it has one."""
-    client, run = tracked(storage)
+    client, run = tracked(storage, name)
     assert run.info.status == "FINISHED"
     return [metric.step for metric in client.get_metric_history(run.info.run_id, "ensemble/top1")]
 

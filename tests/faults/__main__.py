@@ -3,16 +3,18 @@
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter, defaultdict
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 import psutil
 import tyro
 
+from metamixer_ray.folder import RunFolder, checkpoint_names
 from tests.e2e import tiny
 from tests.faults.injecting import FAULTS, Stage, stage_on, training, two_nodes
 
@@ -33,44 +35,90 @@ class Soak:
     """Which faults come; a part of a name is enough."""
 
 
-class Memory:
-    """Resident memory, open files and disk of all that runs under this process, by what a process is."""
+@dataclass
+class Life:
+    """What was seen of one process: its age in seconds, resident MB and open files, sample by sample."""
+
+    samples: list[tuple[float, float, float]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """For how long it was watched after its warm-up."""
+        return self.samples[-1][0] - self.samples[0][0]
+
+    def ends(self, column: int) -> tuple[float, float]:
+        """Medians of the first and the last quarter of the samples."""
+        quarter = max(1, len(self.samples) // 4)
+        values = [sample[column] for sample in self.samples]
+        return median(values[:quarter]), median(values[-quarter:])
+
+    @property
+    def growth(self) -> float:
+        """Of resident memory, as a fraction."""
+        first, last = self.ends(1)
+        return last / first - 1
+
+
+class Watch:
+    """Memory and open files of every process under this one, and what storage holds, sampled from a thread."""
+
+    WARM_UP, LOOK_SECONDS, LONG = 60.0, 2.0, 120.0
 
     def __init__(self, storage: Path) -> None:
-        self._storage, self.began = storage, time.monotonic()
-        self.samples: dict[str, list[tuple[float, float, int]]] = defaultdict(list)
+        self._storage, self._over = storage, threading.Event()
+        self._lives: dict[str, dict[tuple[int, float], Life]] = defaultdict(lambda: defaultdict(Life))
         self.disk: list[float] = []
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
 
-    def look(self) -> None:
-        """Take a sample of every process that is older than a minute."""
-        largest: dict[str, tuple[float, int]] = {}
+    def _follow(self) -> None:
+        while not self._over.wait(self.LOOK_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
-                if time.time() - process.create_time() < 60:
+                began = process.create_time()
+                age = time.time() - began
+                if age < self.WARM_UP or process.status() == psutil.STATUS_ZOMBIE:
                     continue
-                words = process.cmdline() or [process.name()]
-                role = Path(words[0]).name if "python" not in words[0] else " ".join(words[1:3])[-40:]
-                now = (process.memory_info().rss / 2**20, process.num_fds())
-                largest[role] = max(largest.get(role, (0.0, 0)), now)
-        at = time.monotonic() - self.began
-        for role, (size, files) in largest.items():
-            self.samples[role].append((at, size, files))
-        self.disk.append(sum(f.stat().st_size for f in self._storage.rglob("*") if f.is_file()) / 2**20)
+                life = self._lives[_role(process)][process.pid, began]
+                life.samples.append((age, process.memory_info().rss / 2**20, float(process.num_fds())))
+        size = 0
+        for file in self._storage.rglob("*"):
+            with suppress(OSError):
+                size += file.stat().st_size
+        self.disk.append(size / 2**20)
 
     def table(self) -> str:
-        """First and last third of each role's samples, side by side."""
-        lines = [f"{'process':<42}{'MB first':>10}{'MB last':>10}{'files first':>13}{'files last':>12}"]
-        for role, samples in sorted(self.samples.items()):
-            if len(samples) < 9:
-                continue
-            third = len(samples) // 3
-            first, last = samples[:third], samples[-third:]
-            numbers = [median(s[k] for s in part) for k in (1, 2) for part in (first, last)]
-            lines.append(f"{role:<42}{numbers[0]:>10.0f}{numbers[1]:>10.0f}{numbers[2]:>13.0f}{numbers[3]:>12.0f}")
-        return "\n".join([*lines, f"disk: at most {max(self.disk):.0f} MB"])
+        """Of each kind of process the longest life and the one that grew most of those that lived long enough."""
+        self._over.set()
+        self._thread.join()
+        heads = ("processes", "longest", "MB then", "MB last", "growth", "most", "files then", "files last")
+        lines = [f"{'':<42}" + "".join(f"{head:>12}" for head in heads)]
+        for role, lives in sorted(self._lives.items()):
+            longest = max(lives.values(), key=lambda life: life.seconds)
+            most = max((life.growth for life in lives.values() if life.seconds >= self.LONG), default=None)
+            memory, open_files = longest.ends(1), longest.ends(2)
+            lines.append(
+                f"{role:<42}{len(lives):>12}{longest.seconds / 60:>8.1f} min{memory[0]:>12.1f}{memory[1]:>12.1f}"
+                f"{longest.growth:>12.1%}{'' if most is None else f'{most:.1%}':>12}"
+                f"{open_files[0]:>12.0f}{open_files[1]:>12.0f}"
+            )
+        third = max(1, len(self.disk) // 3)
+        most_first, most_last = max(self.disk[:third]), max(self.disk[-third:])
+        return "\n".join([*lines, f"disk: at most {most_first:.1f} MB in the first third, {most_last:.1f} in the last"])
 
 
-def disturb(stage: Stage, options: Soak, memory: Memory) -> Counter[str]:
+def _role(process: psutil.Process) -> str:
+    """What a process is: its title, its program, or the module that Python runs."""
+    words = process.cmdline() or [process.name()]
+    if "python" not in Path(words[0]).name:
+        return Path(words[0]).name[:40]
+    return " ".join(words[1:3])[-40:]
+
+
+def disturb(stage: Stage, options: Soak) -> Counter[str]:
     """Run a training to its end with faults in between; how many of each kind were injected."""
     kinds = [name for name in FAULTS if any(kind in name for kind in options.kinds)]
     done: Counter[str] = Counter()
@@ -80,8 +128,7 @@ def disturb(stage: Stage, options: Soak, memory: Memory) -> Counter[str]:
             break
         until = time.monotonic() + stage.dice.expovariate(1 / options.every)
         while time.monotonic() < until and stage.ended() is None:
-            memory.look()
-            time.sleep(2)
+            time.sleep(0.5)
         if stage.ended() is None:
             kind = stage.dice.choice(kinds)
             print(f"  {time.strftime('%H:%M:%S')} epoch {tiny.recorded(stage.folder):>4}: {kind}", flush=True)
@@ -99,20 +146,25 @@ def main() -> int:
     injected: Counter[str] = Counter()
     rounds = 0
     with two_nodes() as cluster:
+        watch = Watch(storage)
         calm = stage_on(cluster, storage, "calm", options.seed, epochs=options.epochs)
         calm.run()
         assert calm.reap() == 0, calm.told[-1]
-        memory, began = Memory(storage), time.monotonic()
+        print(f"calm: {time.strftime('%H:%M:%S')}", flush=True)
+        began = time.monotonic()
         while time.monotonic() < began + 60 * options.minutes:
             print(f"training {rounds}", flush=True)
             stage = stage_on(cluster, storage, f"round{rounds}", options.seed + rounds, epochs=options.epochs)
-            injected += disturb(stage, options, memory)
+            injected += disturb(stage, options)
             tiny.assert_equal_runs(calm.folder, stage.folder, epochs=options.epochs)
+            assert tiny.tracked_epochs(storage, stage.folder.name) == tiny.tracked_epochs(storage, calm.folder.name)
+            assert len(checkpoint_names(RunFolder(str(stage.folder)))) <= tiny.config(storage).run.keep_checkpoints
             rounds += 1
+        table = watch.table()
     for kind, count in injected.most_common():
         print(f"{count:>4}  {kind}")
     print(f"{injected.total()} faults in {rounds} trainings of {options.epochs} epochs: all ended with equal bits")
-    print(memory.table())
+    print(table)
     return 0
 
 
