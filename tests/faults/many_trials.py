@@ -1,0 +1,84 @@
+"""``python -m tests.faults.many_trials``: a sweep of trials of seconds each, and what is left of them afterwards."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import ray
+import tyro
+from mlflow import MlflowClient
+from ray.util import placement_group_table
+from ray.util.state import list_actors
+
+from metamixer_ray.folder import RunFolder
+from metamixer_ray.sweeps.ledger import Ledger
+from metamixer_ray.sweeps.opening import TRIALS
+from tests.e2e import tiny
+from tests.faults.watch import Watch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Run a sweep of many short trials of two tiny peers on a cluster of two CPUs, and count what it leaves behind."""
+
+    trials: int = 200
+    """How many."""
+    epochs: int = 3
+    """Of each, unless it is stopped early."""
+
+
+def of_ray() -> list[str]:
+    """Titles of Ray's workers under this process."""
+    words = (process.cmdline() for process in psutil.Process().children(recursive=True))
+    return [title[0].strip() for title in words if title and title[0].startswith("ray::")]
+
+
+def left(storage: Path, address: str) -> dict[str, Counter[str]]:
+    """What is there once the sweep has ended, by state."""
+    groups = placement_group_table()
+    actors = list_actors(address, limit=10_000, raise_on_missing_output=False)
+    client = MlflowClient(tiny.store(storage))
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return {
+        "placement groups": Counter(group["state"] for group in groups.values()),
+        "actors": Counter(actor.state for actor in actors),
+        "processes": Counter(of_ray()),
+        "MLflow runs": Counter(run.info.status for run in client.search_runs(experiments, max_results=10_000)),
+        "trials": Counter(t.status for t in Ledger(RunFolder(str(storage / "runs" / "many" / TRIALS))).trials()),
+        "free CPUs": Counter({f"{ray.available_resources()['CPU']:g} of {ray.cluster_resources()['CPU']:g}": 1}),
+    }
+
+
+def main() -> int:
+    options = tyro.cli(Load, prog="python -m tests.faults.many_trials")
+    storage = Path(tempfile.mkdtemp(prefix="metamixer_ray-trials-"))
+    os.environ.setdefault("METAMIXER_HOME", str(storage / "home"))
+    os.environ.setdefault("METAMIXER_CACHE", str(storage / "cache"))
+    words = tiny.flags(storage, name="many", epochs=options.epochs)
+    words += ["--samples", str(options.trials), "--confirm-seeds", "0", "--cpus-per-worker", "0.5"]
+    address = ray.init(num_cpus=2, logging_level="ERROR", log_to_driver=False).address_info["address"]
+    try:
+        before = left(storage, address)
+        watch, began = Watch(storage), time.monotonic()
+        command = [sys.executable, "-m", "metamixer_ray.tune", *words, "--address", address]
+        status = subprocess.run(command, check=False).returncode
+        print(f"exit {status} after {(time.monotonic() - began) / 60:.1f} minutes")
+        time.sleep(30)
+        for name, found in left(storage, address).items():
+            was = ", ".join(f"{count} {state}" for state, count in sorted(before[name].items())) or "none"
+            now = ", ".join(f"{count} {state}" for state, count in sorted(found.items())) or "none"
+            print(f"{name + ':':<18}{now} (before: {was})")
+        print(watch.table())
+    finally:
+        ray.shutdown()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
