@@ -63,7 +63,7 @@ def main() -> int:
         watch = Watch(storage)
         calm = stage_on(cluster, storage, "calm", options.seed, epochs=options.epochs)
         calm.run()
-        assert calm.reap() == 0, calm.told[-1]
+        assert calm.reap(timeout=None) == 0, calm.told[-1]
         print(f"calm: {time.strftime('%H:%M:%S')}", flush=True)
         began = time.monotonic()
         while time.monotonic() < began + 60 * options.minutes:

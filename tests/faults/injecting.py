@@ -53,10 +53,10 @@ class Stage:
         assert self.driver is not None
         return self.driver.poll()
 
-    def reap(self) -> int:
-        """Wait for the driver's end; its exit status."""
+    def reap(self, timeout: float | None = 600) -> int:
+        """Wait for the driver's end, so many seconds at most; its exit status."""
         assert self.driver is not None
-        self.told.append(self.driver.communicate(timeout=600)[0])
+        self.told.append(self.driver.communicate(timeout=timeout)[0])
         return self.driver.returncode
 
 
