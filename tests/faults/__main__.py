@@ -61,24 +61,26 @@ def main() -> int:
     rounds = 0
     with two_nodes() as cluster:
         watch = Watch(storage)
-        calm = stage_on(cluster, storage, "calm", options.seed, epochs=options.epochs)
-        calm.run()
-        assert calm.reap(timeout=None) == 0, calm.told[-1]
-        print(f"calm: {time.strftime('%H:%M:%S')}", flush=True)
-        began = time.monotonic()
-        while time.monotonic() < began + 60 * options.minutes:
-            print(f"training {rounds}", flush=True)
-            stage = stage_on(cluster, storage, f"round{rounds}", options.seed + rounds, epochs=options.epochs)
-            injected += disturb(stage, options)
-            tiny.assert_equal_runs(calm.folder, stage.folder, epochs=options.epochs)
-            assert tiny.tracked_epochs(storage, stage.folder.name) == tiny.tracked_epochs(storage, calm.folder.name)
-            assert len(checkpoint_names(RunFolder(str(stage.folder)))) <= tiny.config(storage).run.keep_checkpoints
-            rounds += 1
-        table = watch.table()
+        try:
+            calm = stage_on(cluster, storage, "calm", options.seed, epochs=options.epochs)
+            calm.run()
+            assert calm.reap(timeout=None) == 0, calm.told[-1]
+            print(f"calm: {time.strftime('%H:%M:%S')}", flush=True)
+            began = time.monotonic()
+            while time.monotonic() < began + 60 * options.minutes:
+                print(f"training {rounds}", flush=True)
+                stage = stage_on(cluster, storage, f"round{rounds}", options.seed + rounds, epochs=options.epochs)
+                injected += disturb(stage, options)
+                tiny.assert_equal_runs(calm.folder, stage.folder, epochs=options.epochs)
+                assert tiny.tracked_epochs(storage, stage.folder.name) == tiny.tracked_epochs(storage, calm.folder.name)
+                assert len(checkpoint_names(RunFolder(str(stage.folder)))) <= tiny.config(storage).run.keep_checkpoints
+                rounds += 1
+        finally:
+            # Also of a soak that found something.
+            print(watch.table())
     for kind, count in injected.most_common():
         print(f"{count:>4}  {kind}")
     print(f"{injected.total()} faults in {rounds} trainings of {options.epochs} epochs: all ended with equal bits")
-    print(table)
     return 0
 
 

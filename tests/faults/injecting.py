@@ -122,6 +122,16 @@ def lose_node(stage: Stage) -> None:
     stage.cluster.add_node(num_cpus=1)
 
 
+def kill_raylet(stage: Stage) -> None:
+    """Of a machine only Ray's own process dies; after a while another machine comes in its place."""
+    struck = stage.cluster.worker_nodes.copy().pop()
+    (raylet,) = struck.all_processes["raylet"]
+    raylet.process.kill()
+    time.sleep(stage.dice.uniform(0, 3))
+    stage.cluster.remove_node(struck, allow_graceful=False)
+    stage.cluster.add_node(num_cpus=1)
+
+
 def take_node(stage: Stage) -> None:
     """The machine is taken with a notice of 30 seconds; another one is there before."""
     (old,) = (node for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"] and not _is_head(node))
@@ -156,6 +166,7 @@ FAULTS: dict[str, Callable[[Stage], None]] = {
     "the driver is killed": kill_driver,
     "the driver gets SIGTERM": stop_driver,
     "a node is lost": lose_node,
+    "a raylet is killed": kill_raylet,
     "a node is taken with notice": take_node,
     "the newest checkpoint is damaged": tear_checkpoint,
 }

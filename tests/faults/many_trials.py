@@ -25,12 +25,14 @@ from tests.faults.watch import Watch
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """Run a sweep of many short trials of two tiny peers on a cluster of two CPUs, and count what it leaves behind."""
+    """Run a sweep of many short trials of tiny peers on a cluster of two CPUs, and count what it leaves behind."""
 
     trials: int = 200
     """How many."""
     epochs: int = 3
     """Of each, unless it is stopped early."""
+    peers: int = 2
+    """Of each; one alone starts in half the time."""
 
 
 def of_ray() -> list[str]:
@@ -60,7 +62,8 @@ def main() -> int:
     storage = Path(tempfile.mkdtemp(prefix="metamixer_ray-trials-"))
     os.environ.setdefault("METAMIXER_HOME", str(storage / "home"))
     os.environ.setdefault("METAMIXER_CACHE", str(storage / "cache"))
-    words = tiny.flags(storage, name="many", epochs=options.epochs)
+    alone: dict[str, str] = {"distiller": "none", "statistics": "none"} if options.peers == 1 else {}
+    words = tiny.flags(storage, name="many", epochs=options.epochs, peers=["resnet8"] * options.peers, **alone)
     words += ["--samples", str(options.trials), "--confirm-seeds", "0", "--cpus-per-worker", "0.5"]
     address = ray.init(num_cpus=2, logging_level="ERROR", log_to_driver=False).address_info["address"]
     try:

@@ -58,8 +58,10 @@ class Watch:
                 age = time.time() - began
                 if age < self.WARM_UP or process.status() == psutil.STATUS_ZOMBIE:
                     continue
-                life = self._lives[_role(process)][process.pid, began]
-                life.samples.append((age, process.memory_info().rss / 2**20, float(process.num_fds())))
+                size, open_files = process.memory_info().rss, process.num_fds()
+                if size > 0:  # else it is ending
+                    life = self._lives[_role(process)][process.pid, began]
+                    life.samples.append((age, size / 2**20, float(open_files)))
         size = 0
         for file in self._storage.rglob("*"):
             with suppress(OSError):
