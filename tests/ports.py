@@ -22,15 +22,15 @@ def answers(port: int) -> bool:
         return False
 
 
-def listening(root: int) -> list[tuple[str, str]]:
-    """Which of the processes that stem from ``root`` listen, by name, and on what address."""
+def listening(root: int) -> list[tuple[str, str, int]]:
+    """Which of the processes that stem from ``root`` listen, by name, and on what address and port."""
     first = psutil.Process(root)
     found = []
     for process in (first, *first.children(recursive=True)):
         try:
             for connection in process.net_connections(kind="inet"):
                 if connection.status == psutil.CONN_LISTEN:
-                    found.append((process.name(), connection.laddr.ip))
+                    found.append((process.name(), connection.laddr.ip, connection.laddr.port))
         except psutil.NoSuchProcess:
             continue
     return found

@@ -1,5 +1,6 @@
 """What a user of the project brings along: a network and data sets of their own."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from torch import nn
 
 from metamixer_ray.config import home
 
+REST = "METAMIXER_TESTS_REST"
+"""The variable that a ``leisurely`` network obeys."""
 WAITING = 5
 """The training step (from 1) at which a ``patient`` network waits."""
 
@@ -73,6 +76,24 @@ def patience() -> Iterator[None]:
         yield
     finally:
         _barrier().unlink()
+
+
+def leisurely(*, classes: int, image_size: int) -> nn.Module:
+    """A small network with BatchNorm that rests for so many seconds at each training step as the environment says."""
+
+    class Leisurely(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.BatchNorm2d(3), *network(classes=classes, image_size=image_size).children())
+            self.stage_names = ("body.1", "body.2")
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                time.sleep(float(os.environ[REST]))
+            logits: torch.Tensor = self.body(images)
+            return logits
+
+    return Leisurely()
 
 
 def patient(*, classes: int, image_size: int) -> nn.Module:

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from tests.e2e import tiny
 from tests.e2e.jobs import Head, head_with_token
 from tests.e2e.waiting import wait_for
+from tests.ports import listening
 from tests.tracking.server import Server, tracking_server
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -170,6 +171,11 @@ def test_without_the_token_nobody_gets_in(head: Head, server: Server, tree: Path
         assert "token" in (refused.stdout + refused.stderr).lower()
     assert "stranger" not in head.job("list", cwd=tree).stdout
     assert not (tmp_path / "home").exists()
+
+
+def test_other_machines_do_not_reach_the_job_server(head: Head) -> None:
+    job_server = int(head.dashboard.rpartition(":")[2])
+    assert {place for _, place, port in listening(head.process.pid) if port == job_server} == {"127.0.0.1"}
 
 
 def _told(server: Server, run_id: str) -> tuple[dict[str, Any], dict[str, str]]:

@@ -7,11 +7,13 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from tests.e2e import tiny
+from tests.e2e.own_parts import REST
 from tests.faults.injecting import FAULTS, Stage, stage_on, training, two_nodes
 from tests.faults.watch import Watch
 
@@ -28,6 +30,8 @@ class Soak:
     """Mean seconds from when workers are there to the next fault."""
     seed: int = 0
     """Decides which faults come, and when."""
+    rest: float = 0.0
+    """Seconds for which each training step rests, so that the machine can do something else beside."""
     kinds: tuple[str, ...] = tuple(FAULTS)
     """Which faults come; a part of a name is enough."""
 
@@ -57,19 +61,23 @@ def main() -> int:
     storage = Path(tempfile.mkdtemp(prefix="metamixer_ray-faults-"))
     os.environ.setdefault("METAMIXER_HOME", str(storage / "home"))
     os.environ.setdefault("METAMIXER_CACHE", str(storage / "cache"))
+    changed: dict[str, Any] = {"epochs": options.epochs}
+    if options.rest:
+        os.environ[REST] = str(options.rest)
+        changed["peers"] = ["tests.e2e.own_parts:leisurely"] * 2
     injected: Counter[str] = Counter()
     rounds = 0
     with two_nodes() as cluster:
         watch = Watch(storage)
         try:
-            calm = stage_on(cluster, storage, "calm", options.seed, epochs=options.epochs)
+            calm = stage_on(cluster, storage, "calm", options.seed, **changed)
             calm.run()
             assert calm.reap(timeout=None) == 0, calm.told[-1]
             print(f"calm: {time.strftime('%H:%M:%S')}", flush=True)
             began = time.monotonic()
             while time.monotonic() < began + 60 * options.minutes:
                 print(f"training {rounds}", flush=True)
-                stage = stage_on(cluster, storage, f"round{rounds}", options.seed + rounds, epochs=options.epochs)
+                stage = stage_on(cluster, storage, f"round{rounds}", options.seed + rounds, **changed)
                 injected += disturb(stage, options)
                 tiny.assert_equal_runs(calm.folder, stage.folder, epochs=options.epochs)
                 assert tiny.tracked_epochs(storage, stage.folder.name) == tiny.tracked_epochs(storage, calm.folder.name)

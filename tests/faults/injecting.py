@@ -119,7 +119,7 @@ def lose_node(stage: Stage) -> None:
     lost = stage.cluster.worker_nodes.copy().pop()
     stage.cluster.remove_node(lost, allow_graceful=False)
     time.sleep(stage.dice.uniform(0, 3))
-    stage.cluster.add_node(num_cpus=1)
+    add_node(stage.cluster)
 
 
 def kill_raylet(stage: Stage) -> None:
@@ -129,20 +129,31 @@ def kill_raylet(stage: Stage) -> None:
     raylet.process.kill()
     time.sleep(stage.dice.uniform(0, 3))
     stage.cluster.remove_node(struck, allow_graceful=False)
-    stage.cluster.add_node(num_cpus=1)
+    add_node(stage.cluster)
 
 
 def take_node(stage: Stage) -> None:
     """The machine is taken with a notice of 30 seconds; another one is there before."""
     (old,) = (node for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"] and not _is_head(node))
     leaving = stage.cluster.worker_nodes.copy().pop()
-    stage.cluster.add_node(num_cpus=1)
+    add_node(stage.cluster)
     words = ["--address", stage.cluster.address, "--node-id", old["NodeID"], "--deadline-remaining-seconds", "30"]
     words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
     drain = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words]
     subprocess.run(drain, check=True, capture_output=True)
     time.sleep(30)
     stage.cluster.remove_node(leaving, allow_graceful=False)
+
+
+def add_node(cluster: Any, **options: Any) -> None:
+    """One of one CPU. A busy machine doesn't always start it within the 30 seconds that Ray gives it."""
+    for attempt in range(5):
+        try:
+            cluster.add_node(num_cpus=1, **options)
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error) or attempt == 4:
+                raise
 
 
 def _is_head(node: dict[str, Any]) -> bool:
@@ -179,8 +190,8 @@ def two_nodes() -> Iterator[Any]:
 
     cluster = Cluster()
     try:
-        cluster.add_node(num_cpus=1, include_dashboard=False)
-        cluster.add_node(num_cpus=1)
+        add_node(cluster, include_dashboard=False)
+        add_node(cluster)
         ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
         yield cluster
     finally:

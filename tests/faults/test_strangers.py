@@ -1,4 +1,5 @@
-"""A training with secrets planted wherever they are given: what it writes holds none, and it listens on loopback."""
+"""A sweep, and the trainings that end it, with secrets planted wherever they are given: what they write holds none, and
+they listen on loopback."""
 
 import os
 import shutil
@@ -33,18 +34,18 @@ SECRETS = (*PLANTED.values(), "planted-index-password", *IN_URIS)
 
 @dataclass
 class Planted:
-    """What the training said, where it wrote, and what its processes listened on meanwhile."""
+    """What the sweep said, where it wrote, and what the processes of its last training listened on meanwhile."""
 
     said: str = ""
     status: int = -1
     folders: list[Path] = field(default_factory=list)
-    listening: list[tuple[str, str]] = field(default_factory=list)
-    """Name of the process, and address."""
+    listening: list[tuple[str, str, int]] = field(default_factory=list)
+    """Name of the process, address and port."""
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
-    """A whole training, with data and run folder in an object store, and a server for MLflow."""
+    """A whole sweep, with data and folders in an object store, and a server for MLflow."""
     root = tmp_path_factory.mktemp("planted")
     # Sockets of Ray's lie in it, and their names must be short.
     temporary = Path(tempfile.mkdtemp(prefix="mm-"))
@@ -60,7 +61,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
         bucket.create_dir("bucket/set")
         fs.copy_files(str(temporary), "bucket/set", destination_filesystem=bucket)
         words = ["--address", "local", "--name", "planted", "--peers", "resnet8", "resnet8", "--epochs", "3"]
-        words += ["--batch-size", "32", "--storage", storage]
+        words += ["--batch-size", "32", "--storage", storage, "--cpus-per-worker", "0.5"]
+        words += ["--samples", "2", "--confirm-seeds", "0", "--refit"]
         words += ["--data", storage.replace("/runs", "/set/*.parquet").replace(SECRET, "planted-data-key")]
         words += ["--tracking-uri", server.uri.replace("//", "//someone:planted-uri-password@")]
         environment = {
@@ -74,7 +76,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
             "RAY_TMPDIR": str(temporary),
             "PYTHONUNBUFFERED": "1",
         }
-        command = [sys.executable, "-m", "metamixer_ray.train", *words]
+        command = [sys.executable, "-m", "metamixer_ray.tune", *words]
         with subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
@@ -84,14 +86,18 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
                 if line.split()[:1] == ["2/3"]:
                     found.listening += listening(process.pid)
             found.status = process.wait()
-        fs.copy_files("bucket/runs", str(root / "stored"), source_filesystem=bucket)
+        if found.status == 0:
+            fs.copy_files("bucket/runs", str(root / "stored"), source_filesystem=bucket)
         yield found
     shutil.rmtree(temporary)
 
 
-def test_the_training_came_to_its_end(planted: Planted) -> None:
+def test_all_came_to_its_end(planted: Planted) -> None:
     assert planted.status == 0, planted.said
-    assert (planted.folders[0] / "stored" / "planted" / "summary.json").exists()
+    sweep = planted.folders[0] / "stored" / "planted"
+    assert (sweep / "summary.json").exists()
+    assert len(list(sweep.glob("trials/*/metrics.jsonl"))) == 2
+    assert (sweep / "refit" / "planted-defaults" / "summary.json").exists()
 
 
 def test_no_secret_is_written_or_told(planted: Planted) -> None:
@@ -110,7 +116,7 @@ def test_no_secret_is_written_or_told(planted: Planted) -> None:
 
 def test_other_machines_reach_nothing_but_torchs_rendezvous(planted: Planted) -> None:
     loopback = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
-    open_to_all = [(name, address) for name, address in planted.listening if address not in loopback]
+    open_to_all = [(name, address) for name, address, _ in planted.listening if address not in loopback]
     assert len(planted.listening) > 10
     # A port of the first worker's: torch gives no choice.
     assert {name for name, _ in open_to_all} <= {"ray::RayTrainWorker"}

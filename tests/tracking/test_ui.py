@@ -45,7 +45,7 @@ def test_the_runs_of_this_machine_are_shown(home: Path) -> None:
         assert f"http://127.0.0.1:{port} " in process.stdout.readline()
         address = f"http://127.0.0.1:{port}/get-artifact?path=note.txt&run_uuid={run.info.run_id}"
         assert _asked(address, process) == b"seen"
-        assert {place for _, place in listening(process.pid)} == {"127.0.0.1"}
+        assert {place for _, place, _ in listening(process.pid)} == {"127.0.0.1"}
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
         assert sorted(path.name for path in home.iterdir() if "mlflow.db" not in path.name) == ["mlartifacts"]
