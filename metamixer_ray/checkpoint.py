@@ -159,11 +159,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         # Those of the first versions have no checksum.
         if manifest.pop(CHECK, None) not in (None, _checksum(manifest)):
             raise TornCheckpoint(f"{path} is not the manifest that was written (its checksum differs): torn or changed")
+        if not isinstance(manifest["identity"], dict):
+            raise TypeError("identity")
         return {
             "format": manifest["format"],
             "peer": manifest["peer"],
             "sha256": manifest["sha256"],
-            "identity": dict(manifest["identity"]),
+            "identity": manifest["identity"],
         }
     except FileNotFoundError:
         raise TornCheckpoint(f"{path} is missing from the checkpoint") from None
@@ -217,8 +219,10 @@ def read_peer(
         raise
     except Exception as error:  # torch has no list of what it raises
         # Its hash is the manifest's all the same: somebody wrote both.
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{weights} holds something else than tensors and numbers: {reason}") from None
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{weights} holds no peer but a {type(loaded).__name__}")
     return loaded
 
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metamixer_ray.checkpoint import FORMAT, Progress, read_peer, take_snapshot
+from metamixer_ray.checkpoint import CHECK, FORMAT, Progress, read_peer, take_snapshot
 from metamixer_ray.errors import CheckpointError
 from tests.faults.test_fuzz import examples, json_values, reading, torn
 
@@ -43,11 +43,20 @@ def test_a_manifest_that_is_nested_without_end(tmp_path: Path) -> None:
         read_peer(folder, 0)
 
 
-def sign(folder: Path) -> None:
-    """Give the manifest the hash of what the file holds by now."""
+def sign(folder: Path, **changed: Any) -> None:
+    """Give the manifest the hash of what the file holds by now, as somebody who means harm would, and other changes."""
     manifest = json.loads((folder / "peer0.json").read_text())
-    manifest["sha256"] = hashlib.sha256((folder / "peer0.pt").read_bytes()).hexdigest()
-    (folder / "peer0.json").write_text(json.dumps(manifest))
+    manifest |= {"sha256": hashlib.sha256((folder / "peer0.pt").read_bytes()).hexdigest(), **changed}
+    del manifest[CHECK]
+    check = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (folder / "peer0.json").write_text(json.dumps({**manifest, CHECK: check}))
+
+
+def test_what_is_signed_is_read(tmp_path: Path) -> None:
+    folder = write(tmp_path / "checkpoint")
+    torch.save({**read_peer(folder, 0), "more": 1}, folder / "peer0.pt")
+    sign(folder)
+    assert read_peer(folder, 0)["more"] == 1
 
 
 class Bomb:
@@ -69,7 +78,7 @@ def test_a_signed_file_that_is_no_checkpoint(tmp_path: Path, kind: str, monkeypa
     else:
         path.write_bytes(b"" if kind == "nothing" else b"x" * 1000)
     sign(folder)
-    with pytest.raises(CheckpointError, match="peer0"):
+    with pytest.raises(CheckpointError, match=r"peer0\.pt holds (something else than tensors|no peer but a list)"):
         read_peer(folder, 0)
     assert not (tmp_path / "ran").exists()
 
@@ -80,7 +89,7 @@ def test_a_signed_file_that_is_torn(tmp_path: Path) -> None:
     for end in range(0, len(content), max(1, len(content) // 20)):
         (folder / "peer0.pt").write_bytes(content[:end])
         sign(folder)
-        with pytest.raises(CheckpointError, match="peer0"):
+        with pytest.raises(CheckpointError, match=r"peer0\.pt holds something else"):
             read_peer(folder, 0)
 
 
@@ -104,7 +113,6 @@ def test_any_bytes_as_manifest(tmp_path_factory: pytest.TempPathFactory, content
 @given(json_values)
 def test_any_identity_is_compared(tmp_path_factory: pytest.TempPathFactory, theirs: Any) -> None:
     folder = write(tmp_path_factory.getbasetemp() / "fuzzed-checkpoint")
-    manifest = json.loads((folder / "peer0.json").read_text())
-    (folder / "peer0.json").write_text(json.dumps(manifest | {"identity": theirs}))
-    with pytest.raises(CheckpointError):
+    sign(folder, identity=theirs)
+    with pytest.raises(CheckpointError, match=r"belongs to another configuration|not a manifest"):
         read_peer(folder, 0, IDENTITY)
