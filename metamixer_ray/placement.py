@@ -22,6 +22,8 @@ POLL_SECONDS = "0.25"
 HUNG_SECONDS = "60"
 # Workers that wait for a hung one can't leave their process group in good order, so nobody waits for it long.
 LEAVE_GROUP_SECONDS = "5"
+# Whether Ray looks out for notices. A person's own choice is 0, ours another word for it.
+WATCHER, OURS = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "no"
 # Nodes that a launcher or Kubernetes started have it.
 _NODE_GROUP = "ray.io/node-group"
 
@@ -53,7 +55,9 @@ def connect(placement: PlacementConfig, *, verbose: bool = False) -> None:
         address = None
     if not address:
         # Nobody takes this machine away with a notice, so there need be no process that looks out for one.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault(WATCHER, OURS)
+    elif os.environ.get(WATCHER) == OURS:
+        del os.environ[WATCHER]
     try:
         with nullcontext() if address else loopback_only():
             ray.init(

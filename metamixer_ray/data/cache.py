@@ -161,15 +161,16 @@ def _decode(
     on_bad_image: OnBadImage,
     processes: int,
 ) -> MappedSplit:
-    for left in target.parent.glob(f".{split}.*"):
+    # The host's name keeps two nodes apart whose shared file system doesn't honour the lock.
+    ours = f".{split}.{socket.gethostname()}"
+    for left in target.parent.glob(f"{ours}.*"):  # by a killed process
         left.unlink(missing_ok=True)
     part = source.open(split)
     if part.rows == 0:
         raise no_images(part.where, split)
     check_same_classes(part.classes, classes, part.where)
     logger.info("decoding %d %s images of %s into %s", part.rows, split, source.name, target.parent)
-    # The host's name keeps two nodes apart whose shared file system doesn't honour the lock.
-    stem = f".{split}.{socket.gethostname()}.{os.getpid()}"
+    stem = f"{ours}.{os.getpid()}"
     raw, whole = target.parent / f"{stem}.raw", target.parent / f"{stem}.arrow"
     try:
         gathered = _Gathered(split, part, classes or part.classes, on_bad_image)

@@ -237,10 +237,11 @@ def _sample_statistics(index: PartIndex, images: RowGroups, size: int, *, skip: 
 
 def _save(path: Path, index: PartIndex, key: str) -> None:
     arrays = {name: getattr(index, name) for name in ARRAYS}
-    for left in path.parent.glob(f".{path.stem}.*"):  # by a killed process
-        left.unlink(missing_ok=True)
     # The host's name keeps two nodes apart whose shared file system doesn't honour the lock.
-    whole = path.with_name(f".{path.stem}.{socket.gethostname()}.{os.getpid()}.npz")
+    ours = f".{path.stem}.{socket.gethostname()}"
+    for left in path.parent.glob(f"{ours}.*"):  # by a killed process
+        left.unlink(missing_ok=True)
+    whole = path.with_name(f"{ours}.{os.getpid()}.npz")
     try:
         np.savez(whole, facts=np.array(json.dumps({**index.facts, "key": key})), **arrays)
         os.replace(whole, path)
