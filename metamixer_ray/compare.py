@@ -50,7 +50,7 @@ def compare(config: CompareConfig, board: Board | None = None) -> dict[str, Any]
     began = time.perf_counter()
     config = replace(config, training=with_absolute_paths(config.training))
     config.check()
-    run = replace(config.training.run, log_models=False, keep_checkpoints=1)
+    run = replace(config.training.run, log_models=False)
     training = replace(config.training, test=True, run=run)
     methods = read_methods(config.methods, training)
     splits = load_splits(training.dataset, processes=os.cpu_count() or 1)
@@ -69,7 +69,7 @@ def compare(config: CompareConfig, board: Board | None = None) -> dict[str, Any]
     check_shared(training)
     resources = trial_resources(training)
     create_sweep(sweep, protocol)
-    ledger = Ledger(sweep.folder.inside(TRIALS))
+    ledger = Ledger(sweep.folder.inside(TRIALS), training.run.storage_patience, board.warn if board else None)
     points = grid(methods, training.seed, config.seeds)
     known = [trial.settings for trial in ledger.trials()]
     samples = len(known) + sum(settings not in known for settings, _ in points)

@@ -21,6 +21,15 @@ class DataError(UserError):
     """The data cannot be used as it is; the message names the file and the row, and the remedy."""
 
 
+class Unwritable(ConfigError, OSError):
+    """A folder that can't be written. To a person who just named it, it is an option's error; to a training that is
+    under way, storage that may recover."""
+
+
+class Unreachable(DataError, OSError):
+    """Data whose store doesn't answer. The same holds of it."""
+
+
 class CheckpointError(UserError):
     """A checkpoint is torn, missing, or belongs to another configuration; the message says which and why."""
 

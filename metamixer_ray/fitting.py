@@ -80,14 +80,10 @@ def fit(
         TrainingDiverged: values stayed non-finite; names the peer.
         TrainingFailed: it ended early; says how to go on.
     """
-    folder.create()
-    journal = journal_of(folder)
-    writer.offer(journal.rows())
-    if any(row["epoch"] == config.epochs for row in journal.rows()):
-        return journal.rows()
-    give_back(folder)
-    # Ray's own record of checkpoints, in folders of earlier versions; it would miss those that are gone since.
-    folder.remove("checkpoint_manager_snapshot.json")
+    rows = insist(lambda: _open(folder), f"{folder} can't be used", config.run.storage_patience, console.warn)
+    writer.offer(rows)
+    if any(row["epoch"] == config.epochs for row in rows):
+        return rows
     waiting = Waiting(lambda: missing_now(config, resources), console.note)
     waiting.begin()
     waiting.look()
@@ -160,6 +156,15 @@ def fit(
     return rows
 
 
+def _open(folder: RunFolder) -> list[dict[str, Any]]:
+    """Make a run's folder ready for workers; its rows."""
+    folder.create()
+    give_back(folder)
+    # Ray's own record of checkpoints, in folders of earlier versions; it would miss those that are gone since.
+    folder.remove("checkpoint_manager_snapshot.json")
+    return journal_of(folder).rows()
+
+
 def outlive_controllers(trainer: PeersTrainer, folder: RunFolder, live: Path) -> None:
     """Run ``trainer`` to its end, again from the last checkpoint where its controller died, which Ray Train leaves to
     us. It gives up after ``HOPELESS`` deaths in a row without a checkpoint in between."""
@@ -194,11 +199,11 @@ def _told(error: Exception, folder: RunFolder) -> Exception:
     failure = getattr(error, "controller_failure", None)
     if isinstance(failure, UserError):
         return failure
+    if isinstance(failure, Diverged):
+        reason, _, last = str(failure).partition("\n")
+        return TrainingDiverged(f"{reason}; that is another run. What was trained is in {folder}: {last}")
     reason = first_line(failure if failure is not None else error)
-    kind = TrainingDiverged if isinstance(failure, Diverged) else TrainingFailed
-    if kind is TrainingDiverged:
-        return kind(f"{reason}; that is another run. What was trained is in {folder}")
-    return kind(
+    return TrainingFailed(
         f"{reason}\nwhat was trained is in {folder}; the same command with --name {folder.name} --resume goes on"
     )
 

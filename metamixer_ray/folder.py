@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pyarrow import fs
 from pydantic import TypeAdapter, ValidationError
 
-from metamixer_ray.errors import ConfigError
+from metamixer_ray.errors import ConfigError, Unwritable
 from metamixer_ray.masking import masked
 from metamixer_ray.patience import what_helps
 from metamixer_ray.tracking import files
@@ -80,7 +80,7 @@ class RunFolder:
         """Make the folder, and see whether files can be written there.
 
         Raises:
-            ConfigError: they can't.
+            Unwritable: they can't.
         """
         with self.to_be_written():
             self.filesystem.create_dir(self.root, recursive=True)
@@ -91,11 +91,11 @@ class RunFolder:
 
     @contextmanager
     def to_be_written(self) -> Iterator[None]:
-        """What can't be written inside becomes a ConfigError that names the option."""
+        """What can't be written inside becomes an Unwritable that names the option."""
         try:
             yield
         except OSError as error:
-            raise ConfigError(f"{self.option} {self} can't be written: {what_helps(error)}") from None
+            raise Unwritable(f"{self.option} {self} can't be written: {what_helps(error)}") from None
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder is in it."""

@@ -18,6 +18,7 @@ import ray.train
 from metamixer_ray.checkpoint import peer_files
 from metamixer_ray.departure import LeavingGroup
 from metamixer_ray.errors import ConfigError, StorageFailed, UserError
+from metamixer_ray.flags import Diverged
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.masking import masked
 from metamixer_ray.patience import persistently, what_helps
@@ -220,7 +221,9 @@ class EpochReporter(ray.train.UserCallback):
         self._failures += 1
         causes = [cause_of(error) for error in worker_exceptions.values()]
         for cause in causes:
-            if isinstance(cause, UserError | FloatingPointError):
+            if isinstance(cause, Diverged):
+                raise Diverged(f"{cause}\n{self._last}")
+            if isinstance(cause, UserError):
                 raise cause
             if isinstance(cause, StorageFailed):
                 raise StorageFailed(f"{cause}; {self._last}")

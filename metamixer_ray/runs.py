@@ -173,7 +173,7 @@ def write_run(folder: RunFolder, config: TrainConfig, facts: Mapping[str, Any]) 
     """Make a run's folder of its configuration and the ``facts`` of its key and data.
 
     Raises:
-        ConfigError: the storage can't be written.
+        Unwritable: the storage can't be.
     """
     folder.create()
     with folder.to_be_written():

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,10 +60,13 @@ class RaySession:
     def __init__(self, folder: RunFolder, ticker: Ticker, storage: "Storage") -> None:
         self._folder, self._storage = folder, storage
         self._uploads = Uploads(str(folder), storage.patience, storage.trouble)
-        self._scratch = tempfile.TemporaryDirectory(prefix="metamixer_ray-")
+        self._fetched = ExitStack()
         self._ticker = ticker if dist.get_rank() == 0 else None
         self._courier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="courier")
         self._under_way: Future[None] | None = None
+
+    def persist(self, work: Callable[[], T], what: str) -> T:
+        return self._storage.read(work, what)
 
     def checkpoints(self) -> list[str]:
         return self._read(lambda: checkpoint_names(self._folder))
@@ -73,13 +77,17 @@ class RaySession:
 
     def fetch(self, name: str, peers: Sequence[int]) -> Path:
         wanted = [file for peer in peers for file in peer_files(peer)]
-        target = Path(self._scratch.name) / name
-        return self._read(lambda: self._folder.fetch(name, target, wanted))
+        if self._folder.local is not None:
+            return self._folder.local / name
+        scratch = self._fetched.enter_context(tempfile.TemporaryDirectory(prefix="metamixer_ray-"))
+        return self._read(lambda: self._folder.fetch(name, Path(scratch) / name, wanted))
 
     def _read(self, work: Callable[[], T]) -> T:
         return self._storage.read(work, f"checkpoints in {self._folder}")
 
     def report(self, metrics: dict[str, Any], write: WriteCheckpoint | None, name: str | None) -> None:
+        # What was fetched has long been read. Most workers are killed, and would leave it behind.
+        self._fetched.close()
         # Training goes on while files are written and uploaded; a storage slower than the checkpoints come holds
         # it up here, rather than let them pile up in memory. One that fails doesn't.
         upload = self._uploads.begin()

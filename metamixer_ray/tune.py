@@ -101,7 +101,7 @@ def tune(config: SweepConfig, board: Board | None = None) -> dict[str, Any]:
         objective=config.objective,
     ) as running:
         running.writer.log_artifact(describe(space).encode(), SPACE)
-        stages, search = running.stages, Ledger(sweep.folder.inside(TRIALS))
+        stages, search = running.stages, Ledger(sweep.folder.inside(TRIALS), training.run.storage_patience, board.warn)
         scheduler = build_scheduler(config, curves(stages.plan, search))
         searching = time.perf_counter()
         stages.run(search, points, build_tpe(config, space), samples, scheduler, board)

@@ -3,13 +3,17 @@
 Nothing here is pickled and nothing is Ray's: a killed sweep is told all that was seen again, trial by trial.
 """
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.folder import RunFolder
+from metamixer_ray.patience import insist
+
+logger = logging.getLogger(__name__)
 
 Status = Literal["running", "finished", "stopped", "failed"]
 TRIAL = "trial.json"
@@ -64,23 +68,19 @@ class Trial:
 class Ledger:
     """The trials of a sweep by their number, kept in ``folder``; one process writes.
 
+    Args:
+        patience: seconds for which reading and writing are tried again where storage fails.
+        warn: hears that it does.
+
     Raises:
         ConfigError: a file in the folder is not a trial's.
+        StorageFailed: patience is over.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-        self._trials: dict[int, Trial] = {}
-        for name in folder.children():
-            place = folder.inside(name)
-            try:
-                trial = place.read_as(TRIAL, Trial)
-            except ConfigError as error:
-                raise ConfigError(
-                    f"{place}/{TRIAL} is not the record of a trial ({error}); remove its folder to leave the trial out"
-                ) from None
-            if trial is not None:
-                self._trials[trial.number] = trial
+    def __init__(self, folder: RunFolder, patience: float = 0.0, warn: Callable[[str], None] | None = None) -> None:
+        self.folder, self._patience, self._warn = folder, patience, warn or logger.warning
+        what = f"the records in {folder} can't be read"
+        self._trials: dict[int, Trial] = insist(lambda: _read(folder), what, patience, self._warn)
 
     def trials(self) -> list[Trial]:
         """All trials, in order."""
@@ -125,5 +125,25 @@ class Ledger:
     def _write(self, trial: Trial) -> None:
         self._trials[trial.number] = trial
         place = self.place(trial.number)
-        place.create()
-        place.write_json(TRIAL, asdict(trial))
+
+        def write() -> None:
+            place.create()
+            place.write_json(TRIAL, asdict(trial))
+
+        insist(write, f"the record of trial {trial.name} can't be written", self._patience, self._warn)
+
+
+def _read(folder: RunFolder) -> dict[int, Trial]:
+    """The trials that are recorded in ``folder``, by number."""
+    trials = {}
+    for name in folder.children():
+        place = folder.inside(name)
+        try:
+            trial = place.read_as(TRIAL, Trial)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{place}/{TRIAL} is not the record of a trial ({error}); remove its folder to leave the trial out"
+            ) from None
+        if trial is not None:
+            trials[trial.number] = trial
+    return trials

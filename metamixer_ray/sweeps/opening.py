@@ -65,7 +65,7 @@ def for_trials(config: SweepConfig) -> SweepConfig:
             training,
             test=False,
             dataset=replace(training.dataset, validation_fraction=fraction),
-            run=replace(training.run, log_models=False, keep_checkpoints=1),
+            run=replace(training.run, log_models=False),
         ),
     )
 

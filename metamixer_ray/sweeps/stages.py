@@ -122,7 +122,7 @@ def confirm(config: SweepConfig, stages: Stages, sweep: Sweep, best: Trial, boar
     board.say(f"now the best settings and the defaults with {config.confirm_seeds} further seeds")
     # Another search may find another best.
     name = f"{CONFIRM}-{best.name}"
-    ledger = Ledger(sweep.folder.inside(name))
+    ledger = Ledger(sweep.folder.inside(name), config.training.run.storage_patience, board.warn)
     plan = stages.plan
     plan = replace(plan, name=f"{plan.name}-{name}", key=f"{plan.key}-{name}", folder=ledger.folder.uri)
     again = board.next(len(points))

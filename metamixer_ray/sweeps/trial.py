@@ -4,11 +4,13 @@ The trial's own process only waits: it reserves next to nothing, and runs where 
 is an ordinary run folder, so a trial that is taken up again goes on from its last checkpoint.
 """
 
+import logging
 import os
 import queue
 import shlex
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
@@ -21,12 +23,15 @@ from metamixer_ray.errors import TrainingDiverged, UserError
 from metamixer_ray.fitting import fit
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.keeping import TrackingPlan, tracked_parameters
+from metamixer_ray.patience import insist
 from metamixer_ray.placement import connect
 from metamixer_ray.reporting import first_line
 from metamixer_ray.runs import CONFIG, journal_of, write_run
 from metamixer_ray.sweeps.config import ObjectiveName
 from metamixer_ray.sweeps.ledger import BROKE, ENDED
 from metamixer_ray.tracking.summary import trial_description
+
+logger = logging.getLogger(__name__)
 
 WORST_NLL = 100.0
 STOP_SECONDS = 30.0
@@ -160,10 +165,12 @@ class PeersTrial(tune.Trainable):
             news = self._news.get(timeout=SILENCE_SECONDS)
         except queue.Empty:
             return {"done": False}
-        if isinstance(news, UserError | TrainingDiverged):
+        # Storage that fails will do so for a while only: then it is taken up again, as after its process died.
+        if isinstance(news, UserError | TrainingDiverged) and not isinstance(news, OSError):
             return self._ended(failed=str(news).splitlines()[0])
         if isinstance(news, BaseException):
-            self._folder.write(BROKE, first_line(news))
+            with suppress(OSError):
+                self._folder.write(BROKE, first_line(news))
             raise news
         if news is None:
             return self._ended()
@@ -175,7 +182,8 @@ class PeersTrial(tune.Trainable):
         self._stop.set()
         if self._thread is not None:
             self._thread.join(STOP_SECONDS)
-        self._folder.write(ENDED, "")
+        with suppress(OSError):
+            self._folder.write(ENDED, "")
 
     def _ended(self, failed: str | None = None) -> dict[str, Any]:
         worst = WORST_NLL if self._plan.objective == "nll" else 0.0
@@ -189,13 +197,10 @@ class PeersTrial(tune.Trainable):
         try:
             config = plan.config(self._settings)
             connect(config.placement, verbose=config.run.verbose)
-            rows = journal_of(folder).rows()
-            if rows:
+            what, patience = f"{folder} can't be used", config.run.storage_patience
+            if rows := insist(lambda: self._open(config), what, patience, logger.warning):
                 # Those before the last were told before the trial was interrupted.
                 self._tell(rows[-1])
-            folder.remove(ENDED)
-            folder.remove(BROKE)
-            write_run(folder, config, {**plan.facts, "key": f"{plan.key}-{self._name}"})
             tracking = plan.tracking(self._name, flatten(config))
             writer = tracking.writer()
             try:
@@ -205,6 +210,13 @@ class PeersTrial(tune.Trainable):
             self._news.put(None)
         except BaseException as error:
             self._news.put(error)
+
+    def _open(self, config: TrainConfig) -> list[dict[str, Any]]:
+        """Make the trial's folder a run's; its rows."""
+        self._folder.remove(ENDED)
+        self._folder.remove(BROKE)
+        write_run(self._folder, config, {**self._plan.facts, "key": f"{self._plan.key}-{self._name}"})
+        return journal_of(self._folder).rows()
 
     def _tell(self, row: Mapping[str, Any]) -> None:
         assert row["split"] == self._plan.split

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -103,13 +104,16 @@ class Watcher:
 
     def never_began(self, number: int, reason: str) -> None:
         """A trial whose settings can't work."""
-        self._ledger.place(number).write(ENDED, "")
+        with suppress(OSError):
+            self._ledger.place(number).write(ENDED, "")
         self._over(self._ledger.update(number, status="failed", reason=reason))
 
     def broke(self, number: int) -> None:
         """A trial failed as often as it may."""
         if not self._halted():
-            told = self._ledger.place(number).read(BROKE)
+            told = None
+            with suppress(OSError):
+                told = self._ledger.place(number).read(BROKE)
             reason = told.decode() if told else "its process died, often of a lack of memory on the driver's node"
             self._over(self._ledger.update(number, status="failed", reason=reason))
 
@@ -121,7 +125,10 @@ class Watcher:
 
     def _await_end(self, folder: RunFolder, deadline: float) -> None:
         # A trial whose process died never says that it ended.
-        while not folder.exists(ENDED) and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            with suppress(OSError):
+                if folder.exists(ENDED):
+                    return
             time.sleep(_LOOK_SECONDS)
 
     def _record(self, number: int, result: Mapping[str, Any]) -> Trial:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from metamixer_ray.errors import ConfigError, DataError
+from metamixer_ray.errors import ConfigError, DataError, Unreachable
 
 SUFFIXES = (".parquet", ".pq")
 SECOND = 10**9
@@ -72,7 +72,8 @@ def find_parquet(location: str, *, flag: str) -> list[RemoteFile]:
     within one path component.
 
     Raises:
-        DataError: the URI cannot be reached, names nothing, or holds no Parquet file.
+        Unreachable: the URI's store does not answer.
+        DataError: the URI is none, names nothing, or holds no Parquet file.
         ConfigError: the same for a local path.
     """
     remote = is_uri(location)
@@ -96,7 +97,7 @@ def find_parquet(location: str, *, flag: str) -> list[RemoteFile]:
     except (DataError, ConfigError):
         raise
     except Exception as error:  # every file system raises its own kinds
-        raise DataError(
+        raise (Unreachable if isinstance(error, OSError) else DataError)(
             f"{flag} {location}: cannot be reached ({_short(error)}); check the address, the network and "
             "this node's credentials"
         ) from error

@@ -2,17 +2,23 @@
 labels."""
 
 import json
+import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from metamixer_ray.data.sources.base import CHUNK_ROWS, Chunk, Part, Source, Split
 from metamixer_ray.data.sources.locations import RemoteFile, scored_files, train_and_test
-from metamixer_ray.errors import ConfigError, DataError
+from metamixer_ray.errors import ConfigError, DataError, Unreachable
+from metamixer_ray.patience import persistently
 
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SILENCE_SECONDS, BELIEVED = 1800.0, 3
+"""How long a store may not answer, and after how many attempts a file that it gives is believed to be damaged."""
 FILES_AT_A_TIME = 16
 """Footers and labels are small reads, which on remote storage are all waiting."""
 
@@ -244,9 +250,33 @@ def open_file(file: RemoteFile, footer: Any = None, **options: Any) -> Any:
     )
 
 
+def patiently(file: RemoteFile, read: Callable[[], T]) -> T:
+    """What ``read`` returns of ``file``, again where its store fails for a while.
+
+    Raises:
+        DataError: the file is damaged. What a network breaks looks alike, so that is believed the third time.
+        Unreachable: the store didn't answer for ``SILENCE_SECONDS``.
+    """
+    if file.filesystem.type_name == "local":
+        return read()
+    damaged = 0
+
+    def attempt() -> T:
+        nonlocal damaged
+        try:
+            return read()
+        except DataError as error:
+            damaged += not isinstance(error, Unreachable)
+            if isinstance(error.__cause__, OSError) and 0 < damaged < BELIEVED:
+                raise Unreachable(str(error)) from error.__cause__
+            raise
+
+    return persistently(attempt, SILENCE_SECONDS, lambda error: logger.warning("%s; it is tried again", error))
+
+
 class reading:  # noqa: N801 - reads as a word in the with statement
     """Turns whatever Arrow or a file system raises while reading ``file`` into one DataError that names it, and tells a
-    file that changed meanwhile from a damaged one."""
+    file that changed meanwhile from a damaged one, and from one whose store doesn't answer (Unreachable)."""
 
     def __init__(self, file: RemoteFile) -> None:
         self.file = file
@@ -258,8 +288,12 @@ class reading:  # noqa: N801 - reads as a word in the with statement
         if error is None or not isinstance(error, Exception) or isinstance(error, DataError | ConfigError):
             return
         # Of a file that is another one by now, all that went wrong comes from that.
-        with suppress(OSError):
+        try:
             self.file.check_unchanged()
+        except OSError as silent:
+            raise Unreachable(
+                f"{self.file.shown}: cannot be reached ({' '.join(str(silent).split())[:300]})"
+            ) from error
         reason = "it is empty (0 bytes)" if self.file.size == 0 else " ".join(str(error).split())[:300]
         raise DataError(
             f"{self.file.shown}: not a whole Parquet file or not readable: {reason}. Fetch or write the file again"

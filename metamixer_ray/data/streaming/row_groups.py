@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metamixer_ray.data.sources.locations import RemoteFile
-from metamixer_ray.data.sources.parquet import is_image, open_file, reading
+from metamixer_ray.data.sources.parquet import is_image, open_file, patiently, reading
 
 
 class RowGroups:
@@ -29,7 +29,11 @@ class RowGroups:
             rows: int64 [n], inside the row group.
         Raises:
             DataError: the file cannot be read or is another one by now.
+            Unreachable: its store didn't answer for long.
         """
+        return patiently(self.files[file], lambda: self._read(file, number, rows))
+
+    def _read(self, file: int, number: int, rows: NDArray[np.int64]) -> list[bytes | None]:
         import pyarrow.compute as pc
 
         source = self.files[file]
