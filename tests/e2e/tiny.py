@@ -128,10 +128,10 @@ def tracked(storage: Path, name: str | None = None) -> tuple[MlflowClient, Run]:
 
 
 def tracked_epochs(storage: Path, name: str | None = None) -> list[int]:
-    """The epochs of which that run, which is finished, has a score, as often as it has one."""
+    """The epochs that that run, which is finished, was told of, as often as it was."""
     client, run = tracked(storage, name)
     assert run.info.status == "FINISHED"
-    return [metric.step for metric in client.get_metric_history(run.info.run_id, "ensemble/top1")]
+    return [metric.step for metric in client.get_metric_history(run.info.run_id, "epoch")]
 
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:

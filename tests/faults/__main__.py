@@ -56,39 +56,42 @@ def disturb(stage: Stage, options: Soak) -> Counter[str]:
     return done
 
 
+def soak(cluster: Any, storage: Path, options: Soak) -> None:
+    """Disturb one training after another until time is up; each must end as the one before all of them did."""
+    changed: dict[str, Any] = {"epochs": options.epochs}
+    if options.rest:
+        changed["peers"] = ["tests.e2e.own_parts:leisurely"] * 2
+    calm = stage_on(cluster, storage, "calm", options.seed, **changed)
+    calm.run()
+    assert calm.reap(timeout=None) == 0, calm.told[-1]
+    injected: Counter[str] = Counter()
+    rounds, began = 0, time.monotonic()
+    while time.monotonic() < began + 60 * options.minutes:
+        print(f"training {rounds}", flush=True)
+        stage = stage_on(cluster, storage, f"round{rounds}", options.seed + rounds, **changed)
+        injected += disturb(stage, options)
+        tiny.assert_equal_runs(calm.folder, stage.folder, epochs=options.epochs)
+        assert tiny.tracked_epochs(storage, stage.folder.name) == tiny.tracked_epochs(storage, calm.folder.name)
+        assert len(checkpoint_names(RunFolder(str(stage.folder)))) <= tiny.config(storage).run.keep_checkpoints
+        rounds += 1
+    for kind, count in injected.most_common():
+        print(f"{count:>4}  {kind}")
+    print(f"{injected.total()} faults in {rounds} trainings of {options.epochs} epochs: all ended with equal bits")
+
+
 def main() -> int:
     options = tyro.cli(Soak, prog="python -m tests.faults")
     storage = Path(tempfile.mkdtemp(prefix="metamixer_ray-faults-"))
     os.environ.setdefault("METAMIXER_HOME", str(storage / "home"))
     os.environ.setdefault("METAMIXER_CACHE", str(storage / "cache"))
-    changed: dict[str, Any] = {"epochs": options.epochs}
-    if options.rest:
-        os.environ[REST] = str(options.rest)
-        changed["peers"] = ["tests.e2e.own_parts:leisurely"] * 2
-    injected: Counter[str] = Counter()
-    rounds = 0
+    os.environ[REST] = str(options.rest)
     with two_nodes() as cluster:
         watch = Watch(storage)
         try:
-            calm = stage_on(cluster, storage, "calm", options.seed, **changed)
-            calm.run()
-            assert calm.reap(timeout=None) == 0, calm.told[-1]
-            print(f"calm: {time.strftime('%H:%M:%S')}", flush=True)
-            began = time.monotonic()
-            while time.monotonic() < began + 60 * options.minutes:
-                print(f"training {rounds}", flush=True)
-                stage = stage_on(cluster, storage, f"round{rounds}", options.seed + rounds, **changed)
-                injected += disturb(stage, options)
-                tiny.assert_equal_runs(calm.folder, stage.folder, epochs=options.epochs)
-                assert tiny.tracked_epochs(storage, stage.folder.name) == tiny.tracked_epochs(storage, calm.folder.name)
-                assert len(checkpoint_names(RunFolder(str(stage.folder)))) <= tiny.config(storage).run.keep_checkpoints
-                rounds += 1
+            soak(cluster, storage, options)
         finally:
             # Also of a soak that found something.
             print(watch.table())
-    for kind, count in injected.most_common():
-        print(f"{count:>4}  {kind}")
-    print(f"{injected.total()} faults in {rounds} trainings of {options.epochs} epochs: all ended with equal bits")
     return 0
 
 

@@ -41,24 +41,42 @@ def of_ray() -> list[str]:
     return [title[0].strip() for title in words if title and title[0].startswith("ray::")]
 
 
+# What Ray keeps for as long as the cluster is there.
+OF_THE_CLUSTER = {"ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE", "ray::_AutoscalingCoordinatorActor"}
+MAY_REMAIN = {
+    "placement groups": {"REMOVED"},
+    "actors": {"DEAD", "ALIVE: _AutoscalingCoordinatorActor"},
+    "processes": OF_THE_CLUSTER,
+    "MLflow runs": {"FINISHED"},
+    "trials": {"finished", "stopped"},
+    "reserved CPUs": set[str](),
+    "temporary folders": set[str](),
+}
+
+
 def left(storage: Path, address: str) -> dict[str, Counter[str]]:
     """What is there once the sweep has ended, by state."""
     groups = placement_group_table()
     actors = list_actors(address, limit=10_000, raise_on_missing_output=False)
     client = MlflowClient(tiny.store(storage))
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    reserved = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
+    folders = [folder for folder in storage.parent.glob("metamixer_ray-*") if folder != storage]
     return {
         "placement groups": Counter(group["state"] for group in groups.values()),
-        "actors": Counter(actor.state for actor in actors),
+        "actors": Counter("DEAD" if a.state == "DEAD" else f"{a.state}: {a.class_name}" for a in actors),
         "processes": Counter(of_ray()),
         "MLflow runs": Counter(run.info.status for run in client.search_runs(experiments, max_results=10_000)),
         "trials": Counter(t.status for t in Ledger(RunFolder(str(storage / "runs" / "many" / TRIALS))).trials()),
-        "free CPUs": Counter({f"{ray.available_resources()['CPU']:g} of {ray.cluster_resources()['CPU']:g}": 1}),
+        "reserved CPUs": Counter([f"{reserved:g}"] if reserved else []),
+        "temporary folders": Counter(folder.name.rpartition("-")[0] for folder in folders),
     }
 
 
 def main() -> int:
     options = tyro.cli(Load, prog="python -m tests.faults.many_trials")
+    # All that is temporary, also of the cluster's processes, in a place of its own.
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="many-")
     storage = Path(tempfile.mkdtemp(prefix="metamixer_ray-trials-"))
     os.environ.setdefault("METAMIXER_HOME", str(storage / "home"))
     os.environ.setdefault("METAMIXER_CACHE", str(storage / "cache"))
@@ -76,7 +94,9 @@ def main() -> int:
         for name, found in left(storage, address).items():
             was = ", ".join(f"{count} {state}" for state, count in sorted(before[name].items())) or "none"
             now = ", ".join(f"{count} {state}" for state, count in sorted(found.items())) or "none"
-            print(f"{name + ':':<18}{now} (before: {was})")
+            leaked = sorted(found.keys() - MAY_REMAIN[name] - before[name].keys())
+            print(f"{name + ':':<20}{now} (before: {was})" + (f"; left behind: {leaked}" if leaked else ""))
+            status = status or bool(leaked)
         print(watch.table())
     finally:
         ray.shutdown()
