@@ -13,11 +13,12 @@ __all__ = ["disk", "pool", "small"]
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    """A disk of 2 MB; whoever may not mount one skips the test."""
+def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Disk]:
+    """A disk of 2 MB, or of as many as the test says; whoever may not mount one skips the test."""
+    size = getattr(request, "param", 2)
     place = tmp_path / "disk"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", place], capture_output=True)
     if mounted.returncode != 0:
         pytest.skip(f"a small disk can't be mounted here: {mounted.stderr.decode().strip()}")
     try:

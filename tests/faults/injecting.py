@@ -132,15 +132,19 @@ def kill_raylet(stage: Stage) -> None:
     add_node(stage.cluster)
 
 
+def drain(cluster: Any, node: Any, seconds: float) -> None:
+    """Have Ray give notice that ``node`` of ``cluster`` will be gone in so many seconds."""
+    words = ["--address", cluster.address, "--node-id", node.node_id, "--deadline-remaining-seconds", str(seconds)]
+    words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words]
+    subprocess.run(command, check=True, capture_output=True)
+
+
 def take_node(stage: Stage) -> None:
     """The machine is taken with a notice of 30 seconds; another one is there before."""
-    (old,) = (node for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"] and not _is_head(node))
     leaving = stage.cluster.worker_nodes.copy().pop()
     add_node(stage.cluster)
-    words = ["--address", stage.cluster.address, "--node-id", old["NodeID"], "--deadline-remaining-seconds", "30"]
-    words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-    drain = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *words]
-    subprocess.run(drain, check=True, capture_output=True)
+    drain(stage.cluster, leaving, 30)
     time.sleep(30)
     stage.cluster.remove_node(leaving, allow_graceful=False)
 
@@ -154,10 +158,6 @@ def add_node(cluster: Any, **options: Any) -> None:
         except Exception as error:
             if "timed out during startup" not in str(error) or attempt == 4:
                 raise
-
-
-def _is_head(node: dict[str, Any]) -> bool:
-    return "node:__internal_head__" in node["Resources"]
 
 
 def tear_checkpoint(stage: Stage) -> None:

@@ -54,16 +54,12 @@ def test_one_fault_after_another_changes_nothing(ray_cluster: str, tmp_path: Pat
         at(2)
         assert not hung.is_running()
         lost += workers(os.getpid())
-        hit(workers(os.getpid()), signal.SIGTERM)
-        at(3)
-        lost += workers(os.getpid())
         hit(processes("ray::TrainController"), signal.SIGKILL)
     finally:
         told, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0, told
     for line in (
         r"a worker failed (WorkerHealthCheckTimeoutError: ",
-        "a machine is being taken away; what was trained is kept, and goes on elsewhere",
         "the training's controller died; going on from the last checkpoint",
     ):
         assert line in told, told

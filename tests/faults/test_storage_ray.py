@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,9 +14,11 @@ import pytest
 from metamixer_ray import train
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.tracking import Console
+from metamixer_ray.train import main
 from tests.e2e import tiny
 from tests.e2e.object_store import folder_of, object_store
 from tests.e2e.waiting import wait_for, workers
+from tests.faults.disk import Disk
 from tests.faults.road import Road
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -58,4 +61,29 @@ def test_an_object_store_that_fails_for_a_while_changes_nothing(
     assert seen == [True] * 4
     assert "checkpoints are written again" in told.getvalue()
     tiny.assert_equal_runs(uninterrupted, RunFolder(uri).fetch("hindered", tmp_path / "fetched"))
+    assert tiny.tracked_epochs(tmp_path) == list(range(1, tiny.EPOCHS + 1))
+
+
+@pytest.mark.parametrize("disk", [16], indirect=True)
+def test_a_disk_that_stays_full_ends_the_run_which_goes_on_once_there_is_room(
+    ray_cluster: str, uninterrupted: Path, disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = disk.place / "runs"
+    words = tiny.flags(tmp_path, name="full", epochs=tiny.EPOCHS, keep_checkpoints=tiny.EPOCHS, address=ray_cluster)
+    words[words.index("--storage") + 1] = str(storage)
+    # Some checkpoints have room, all of them don't.
+    disk.fill(leave=4_000_000)
+    assert main([*words, "--storage-patience", "2"]) == 1
+    told = capsys.readouterr()
+    (last,) = re.findall(
+        r"error: no checkpoint could be written to .*/runs/full for 2 seconds, which is --storage-patience: "
+        r".*; free some space there; the last whole checkpoint is (\S+)\n.*--name full --resume goes on",
+        told.err,
+    )
+    assert "training goes on, the newest is tried again and again" in told.out + told.err
+    assert (storage / "full" / last / "peer1.json").exists()
+    assert 1 <= tiny.recorded(storage / "full") < tiny.EPOCHS
+    disk.free()
+    assert main([*words, "--storage-patience", "2", "--resume"]) == 0
+    tiny.assert_equal_runs(uninterrupted, storage / "full")
     assert tiny.tracked_epochs(tmp_path) == list(range(1, tiny.EPOCHS + 1))
