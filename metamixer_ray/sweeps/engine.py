@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import TrialScheduler
 
 from metamixer_ray.capacity import WorkerResources, room
@@ -30,6 +31,7 @@ from metamixer_ray.sweeps.watching import Watcher
 _SLIVER = 1e-3
 # Of this node's free memory for the trials' own processes, and what one takes with its controller.
 MEMORY_SHARE, TRIAL_BYTES = 0.8, 0.75e9
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 # Between two looks at how large the cluster is.
 ASK_SECONDS = 2.0
 
@@ -53,6 +55,8 @@ def run_trials(plan: SweepPlan, proposer: Proposer, samples: int, options: Engin
     quiet["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
+    # Tune would hand keys on in a way that Ray's log files tell of. A trial has them from its plan.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(KEYS)
     if not options.verbose:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     address = ray.util.get_node_ip_address()

@@ -15,6 +15,9 @@ from metamixer_ray.sweeps.trial import SweepPlan
 from metamixer_ray.tracking.provenance import environment_tags, repeat_command, source_tags
 from metamixer_ray.tracking.summary import repeated_by
 
+# Variables of the driver's that trials are given: how MLflow and storage are reached.
+HANDED_ON = ("MLFLOW_", "AWS_")
+
 
 def plan_trials(
     training: TrainConfig,
@@ -40,7 +43,7 @@ def plan_trials(
         parent_run_id=parent_run_id,
         about=f"A training of the {sweep.kind.noun} {sweep.name} on {splits.description}",
         tags={**parent.tags, "data": training.dataset.data},
-        environment={name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")},
+        environment={name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)},
     )
 
 

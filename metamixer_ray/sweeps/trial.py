@@ -62,7 +62,7 @@ class SweepPlan:
     """What each of them is, in words."""
     tags: Mapping[str, str]
     environment: Mapping[str, str]
-    """How MLflow is reached; processes of a cluster that was joined don't have the driver's environment."""
+    """How MLflow and storage are reached: processes of a cluster that was joined don't have the driver's variables."""
 
     def config(self, settings: Mapping[str, Any]) -> TrainConfig:
         """The configuration of a trial.
