@@ -157,33 +157,9 @@ def one_class() -> tuple[np.ndarray, list[int], np.ndarray, list[int]]:
 
 
 def unhurried(*, classes: int, image_size: int) -> nn.Module:
-    """The small network, which takes its time with each step, so that something can happen to it meanwhile."""
+    """The small network, which takes its time with each step, so that something can happen meanwhile, and counts it."""
 
     class Unhurried(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = network(classes=classes, image_size=image_size)
-            self.stage_names = ("body.0", "body.1")
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            if self.training:
-                time.sleep(0.25)
-            logits: torch.Tensor = self.body(images)
-            return logits
-
-    return Unhurried()
-
-
-def steps_taken() -> int:
-    """How many training steps ``counted`` networks took, in whatever process they are."""
-    path = home() / "steps"
-    return path.stat().st_size if path.exists() else 0
-
-
-def counted(*, classes: int, image_size: int) -> nn.Module:
-    """The small network, which takes its time with each training step and counts it."""
-
-    class Counted(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.body = network(classes=classes, image_size=image_size)
@@ -197,4 +173,10 @@ def counted(*, classes: int, image_size: int) -> nn.Module:
             logits: torch.Tensor = self.body(images)
             return logits
 
-    return Counted()
+    return Unhurried()
+
+
+def steps_taken() -> int:
+    """How many training steps ``unhurried`` networks took, in whatever process they are."""
+    path = home() / "steps"
+    return path.stat().st_size if path.exists() else 0

@@ -25,7 +25,7 @@ EPOCHS = 24
 def test_a_notice_costs_neither_a_step_nor_a_failure(ray_nodes: Any, tmp_path: Path) -> None:
     """Ray's first, of a node; then Kubernetes' own to a worker."""
     run, log = tmp_path / "runs" / "moved", tmp_path / "log"
-    peers = ["tests.e2e.own_parts:counted", "resnet8"]
+    peers = ["tests.e2e.own_parts:unhurried", "resnet8"]
     words = tiny.flags(tmp_path, name="moved", image_size=16, epochs=EPOCHS, peers=peers, max_failures=0)
     words += ["--address", ray_nodes.address]
     before = steps_taken()
