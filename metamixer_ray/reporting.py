@@ -17,7 +17,7 @@ import ray.train
 
 from metamixer_ray.checkpoint import peer_files
 from metamixer_ray.departure import LeavingGroup
-from metamixer_ray.errors import ConfigError, StorageFailed, UserError
+from metamixer_ray.errors import ConfigError, StorageFailed, Unreachable, UserError
 from metamixer_ray.flags import Diverged
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.masking import masked
@@ -223,10 +223,10 @@ class EpochReporter(ray.train.UserCallback):
         for cause in causes:
             if isinstance(cause, Diverged):
                 raise Diverged(f"{cause}\n{self._last}")
+            if isinstance(cause, StorageFailed | Unreachable):
+                raise StorageFailed(f"{cause}; {self._last}")
             if isinstance(cause, UserError):
                 raise cause
-            if isinstance(cause, StorageFailed):
-                raise StorageFailed(f"{cause}; {self._last}")
         told = "; ".join(sorted({f"{type(c).__name__}: {first_line(c)}" for c in causes}))
         if self._failures >= HOPELESS:
             raise RuntimeError(f"the workers failed {HOPELESS} times in a row without any progress; last: {told}")

@@ -30,7 +30,7 @@ from metamixer_ray.data.labels import (
     numbered_classes,
 )
 from metamixer_ray.data.sources.base import Part, Source, Split
-from metamixer_ray.errors import ConfigError, DataError
+from metamixer_ray.errors import ConfigError, DataError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,8 @@ def writing(folder: Path) -> Iterator[None]:
     """A cache folder that cannot be written becomes a ConfigError."""
     try:
         yield
+    except UserError:
+        raise  # some are OSErrors, too, and tell of the data
     except OSError as error:
         room = ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

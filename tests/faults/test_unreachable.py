@@ -12,6 +12,7 @@ import torch
 from pyarrow import fs
 
 from metamixer_ray.data import DataConfig, load_splits
+from metamixer_ray.data.cache import writing
 from metamixer_ray.data.sources import parquet
 from metamixer_ray.errors import DataError, StorageFailed, Unreachable
 from metamixer_ray.folder import RunFolder
@@ -109,6 +110,11 @@ def test_one_that_stays_silent_is_named(store: Store, streamed: DataConfig, monk
         list(batches(splits, streamed))
     with pytest.raises(Unreachable, match=r"--data s3://.* cannot be reached .*; check the address"):
         load_splits(streamed)
+
+
+def test_a_silent_store_is_not_taken_for_a_cache_without_room(tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match="nobody answers"), writing(tmp_path):
+        raise Unreachable("nobody answers")
 
 
 def test_the_record_of_a_trial_waits(store: Store) -> None:
