@@ -2,7 +2,7 @@
 
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,7 +69,7 @@ def restore(peer: Peer, kept: Checkpoints) -> Restored:
         for told in problems:
             if not isinstance(told, TornCheckpoint):
                 raise told
-        if not problems and len({by for _, by in found}) > 1:
+        if not problems and _mixed(by for _, by in found):
             problems = [TornCheckpoint(MIXED)]
         if problems:
             passed_over.append(f"{name} is not whole: {problems[0]}")
@@ -103,6 +103,11 @@ def _attempt(saved: Mapping[str, Any]) -> str:
     return str(progress.get("attempt")) if isinstance(progress, Mapping) else ""
 
 
+def _mixed(attempts: Iterable[str]) -> bool:
+    """Whether a checkpoint's parts, each with the start it was written in, are of several."""
+    return len(set(attempts)) > 1
+
+
 def _shared(value: Any, world: int) -> list[Any]:
     """What every rank gave, by rank."""
     everybody = [value] * world
@@ -129,7 +134,7 @@ def newest_checkpoint(
         local = folder.fetch(name, scratch / name)
         try:
             peers_content = [read_peer(local, peer, expected) for peer in range(peers)]
-            if len({_attempt(content) for content in peers_content}) > 1:
+            if _mixed(map(_attempt, peers_content)):
                 raise TornCheckpoint(f"{local}: {MIXED}")
         except TornCheckpoint as error:
             problems.append(str(error))

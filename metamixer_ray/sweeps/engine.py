@@ -31,6 +31,7 @@ from metamixer_ray.sweeps.watching import Watcher
 _SLIVER = 1e-3
 # Of this node's free memory for the trials' own processes, and what one takes with its controller.
 MEMORY_SHARE, TRIAL_BYTES = 0.8, 0.75e9
+# What Tune hands on of the driver's environment, for S3.
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 # Between two looks at how large the cluster is.
 ASK_SECONDS = 2.0

@@ -58,15 +58,15 @@ class Watch:
                 age = time.time() - began
                 if age < self.WARM_UP or process.status() == psutil.STATUS_ZOMBIE:
                     continue
-                size, open_files = process.memory_info().rss, process.num_fds()
-                if size > 0:  # else it is ending
+                resident, open_files = process.memory_info().rss, process.num_fds()
+                if resident > 0:  # else it is ending
                     life = self._lives[_role(process)][process.pid, began]
-                    life.samples.append((age, size / 2**20, float(open_files)))
-        size = 0
+                    life.samples.append((age, resident / 2**20, float(open_files)))
+        stored = 0
         for file in self._storage.rglob("*"):
             with suppress(OSError):
-                size += file.stat().st_size
-        self.disk.append(size / 2**20)
+                stored += file.stat().st_size
+        self.disk.append(stored / 2**20)
 
     def table(self) -> str:
         """Of each kind of process the longest life and the one that grew most of those that lived long enough."""
