@@ -123,13 +123,12 @@ def lose_node(stage: Stage) -> None:
 
 
 def kill_raylet(stage: Stage) -> None:
-    """Of a machine only Ray's own process dies; after a while another machine comes in its place."""
-    struck = stage.cluster.worker_nodes.copy().pop()
+    """Of a machine only Ray's own process dies; after a while it is gone, and another comes."""
+    (struck,) = stage.cluster.worker_nodes
     (raylet,) = struck.all_processes["raylet"]
     raylet.process.kill()
     time.sleep(stage.dice.uniform(0, 3))
-    stage.cluster.remove_node(struck, allow_graceful=False)
-    add_node(stage.cluster)
+    lose_node(stage)
 
 
 def drain(cluster: Any, node: Any, seconds: float) -> None:
