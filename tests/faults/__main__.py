@@ -91,8 +91,11 @@ def main() -> int:
             soak(cluster, storage, options)
         finally:
             # Also of a soak that found something.
+            watch.end()
             print(watch.table())
-    return 0
+    for process in (grown := watch.grown()):
+        print(f"grew by more than {watch.FLAT:.0%}: {process}")
+    return 1 if grown else 0
 
 
 if __name__ == "__main__":

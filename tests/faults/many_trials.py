@@ -97,7 +97,11 @@ def main() -> int:
             leaked = sorted(found.keys() - MAY_REMAIN[name] - before[name].keys())
             print(f"{name + ':':<20}{now} (before: {was})" + (f"; left behind: {leaked}" if leaked else ""))
             status = status or bool(leaked)
+        watch.end()
         print(watch.table())
+        for process in watch.grown():
+            print(f"grew by more than {watch.FLAT:.0%}: {process}")
+            status = 1
     finally:
         ray.shutdown()
     return status

@@ -38,7 +38,10 @@ class Life:
 class Watch:
     """Memory and open files of every process under this one, and what storage holds, sampled from a thread."""
 
-    WARM_UP, LOOK_SECONDS, LONG = 60.0, 2.0, 120.0
+    WARM_UP, LOOK_SECONDS, LONG = 60.0, 2.0, 300.0
+    # Titles of processes that run this project's code, and by how much they may grow.
+    OURS = ("metamixer_ray.", "TrainWorker", "TrainController", "PeersTrial")
+    FLAT = 0.05
 
     def __init__(self, storage: Path) -> None:
         self._storage, self._over = storage, threading.Event()
@@ -68,10 +71,23 @@ class Watch:
                 stored += file.stat().st_size
         self.disk.append(stored / 2**20)
 
-    def table(self) -> str:
-        """Of each kind of process the longest life and the one that grew most of those that lived long enough."""
+    def end(self) -> None:
+        """Look no longer."""
         self._over.set()
         self._thread.join()
+
+    def grown(self) -> list[str]:
+        """This project's processes that lived long enough to tell, and grew by more than they may."""
+        return [
+            f"{role} ({life.seconds / 60:.1f} min): {life.growth:.1%}"
+            for role, lives in sorted(self._lives.items())
+            if any(name in role for name in self.OURS)
+            for life in lives.values()
+            if life.seconds >= self.LONG and life.growth > self.FLAT
+        ]
+
+    def table(self) -> str:
+        """Of each kind of process the longest life and the one that grew most of those that lived long enough."""
         heads = ("processes", "longest", "MB then", "MB last", "growth", "most", "files then", "files last")
         lines = [f"{'':<42}" + "".join(f"{head:>12}" for head in heads)]
         for role, lives in sorted(self._lives.items()):
