@@ -4,13 +4,16 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from metamixer_ray.config import home
+from metamixer_ray.data import Batch
 
 REST = "METAMIXER_TESTS_REST"
 """The variable that a ``leisurely`` network obeys."""
@@ -174,6 +177,32 @@ def unhurried(*, classes: int, image_size: int) -> nn.Module:
             return logits
 
     return Unhurried()
+
+
+def hurry() -> Path:
+    """Have a worker with a ``hasty`` network leave the loop a batch early, once; then the returned file is gone."""
+    path = home() / "haste"
+    path.touch()
+    return path
+
+
+def hasty(*, classes: int, image_size: int) -> nn.Module:
+    """A small network with BatchNorm, whose worker leaves the loop early when it is told to ``hurry``."""
+    from metamixer_ray import worker
+
+    every = worker.train_batches
+
+    def maybe_fewer(*args: Any, **options: Any) -> Iterator[Batch]:
+        coming = every(*args, **options)
+        try:
+            (home() / "haste").unlink()
+        except FileNotFoundError:
+            return coming
+        return (batch for batch, _ in pairwise(coming))
+
+    # Where this is the driver, or whoever else only counts parameters, nothing is trained.
+    worker.train_batches = maybe_fewer
+    return nn.Sequential(nn.BatchNorm2d(3), *network(classes=classes, image_size=image_size).children())
 
 
 def steps_taken() -> int:

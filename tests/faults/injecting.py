@@ -17,7 +17,7 @@ import ray
 
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from tests.e2e import tiny
-from tests.e2e.waiting import wait_for, workers
+from tests.e2e.waiting import loaders, wait_for, workers
 from tests.faults.test_torn_checkpoints import DAMAGES, damage
 
 HUNG_SECONDS = "8"
@@ -86,6 +86,12 @@ def kill_worker(stage: Stage) -> None:
 
 def kill_workers(stage: Stage) -> None:
     _send(workers(os.getpid()), signal.SIGKILL)
+
+
+def kill_loader(stage: Stage) -> None:
+    """Between epochs, and while workers start, there is none."""
+    wait_for(lambda: stage.ended() is not None or bool(loaders(os.getpid())), seconds=60)
+    _send(_one(loaders(os.getpid()), stage.dice), signal.SIGKILL)
 
 
 def hang_worker(stage: Stage) -> None:
@@ -170,6 +176,7 @@ def tear_checkpoint(stage: Stage) -> None:
 FAULTS: dict[str, Callable[[Stage], None]] = {
     "a worker is killed": kill_worker,
     "all workers are killed": kill_workers,
+    "a loader process is killed": kill_loader,
     "a worker hangs": hang_worker,
     "a worker gets SIGTERM": terminate_worker,
     "the controller is killed": kill_controller,
@@ -200,7 +207,7 @@ def two_nodes() -> Iterator[Any]:
 
 def settings(**changed: Any) -> dict[str, Any]:
     """Of the training that is disturbed."""
-    return {"checkpoint_seconds": 2, "evaluate_every": 5, "train_limit": 960, **changed}
+    return {"checkpoint_seconds": 2, "evaluate_every": 5, "train_limit": 960, "loader_processes": 1, **changed}
 
 
 def stage_on(cluster: Any, storage: Path, name: str, seed: int, **changed: Any) -> Stage:

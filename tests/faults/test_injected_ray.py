@@ -13,10 +13,13 @@ import pytest
 from metamixer_ray import train
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from tests.e2e import tiny
-from tests.e2e.waiting import wait_for, workers
+from tests.e2e.own_parts import hurry
+from tests.e2e.waiting import loaders, wait_for, workers
 from tests.faults.injecting import processes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+PARTS = "tests.e2e.own_parts"
 
 
 def hit(victims: list[psutil.Process], number: int) -> psutil.Process:
@@ -28,9 +31,9 @@ def hit(victims: list[psutil.Process], number: int) -> psutil.Process:
 
 def test_one_fault_after_another_changes_nothing(ray_cluster: str, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "faulty"
-    settings = {"peers": ["tests.e2e.own_parts:unhurried", "resnet8"], "image_size": 16, "epochs": tiny.EPOCHS}
+    settings = {"peers": [f"{PARTS}:unhurried", f"{PARTS}:hasty"], "image_size": 16, "epochs": tiny.EPOCHS}
     train(tiny.config(tmp_path / "calm", name="calm", **settings))
-    words = tiny.flags(tmp_path, name="faulty", checkpoint_seconds=0.2, **settings)
+    words = tiny.flags(tmp_path, name="faulty", checkpoint_seconds=0.2, loader_processes=1, **settings)
     driver = subprocess.Popen(
         [sys.executable, "-m", "metamixer_ray.train", *words, "--address", ray_cluster],
         stdout=subprocess.PIPE,
@@ -38,29 +41,41 @@ def test_one_fault_after_another_changes_nothing(ray_cluster: str, tmp_path: Pat
         text=True,
         env={**os.environ, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "4"},
     )
-    lost: list[psutil.Process] = []
+    lost: set[psutil.Process] = set()
 
     def at(rows: int) -> None:
-        """Wait for so many epochs, and for workers that are none of those that were hit."""
-        gone = {process.pid for process in lost}
+        """Wait for so many epochs, and for workers that were not there at the last fault."""
         assert wait_for(
-            lambda: tiny.recorded(run) >= rows and len({w.pid for w in workers(os.getpid())} - gone) == 2,
+            lambda: tiny.recorded(run) >= rows and len(set(workers(os.getpid())) - lost) == 2,
         ), driver.poll()
+        lost.update(workers(os.getpid()))
+
+    def kill_loaders() -> bool:
+        """Whether that was noticed; those that had loaded their last batch are not missed."""
+        for process in loaders(os.getpid()):
+            process.kill()
+        return not set(workers(os.getpid())) & lost
 
     try:
         at(1)
-        lost += workers(os.getpid())
         hung = hit(workers(os.getpid()), signal.SIGSTOP)
         at(2)
         assert not hung.is_running()
-        lost += workers(os.getpid())
         hit(processes("ray::TrainController"), signal.SIGKILL)
+        at(3)
+        assert wait_for(kill_loaders)
+        at(4)
+        haste = hurry()
+        at(5)
+        assert not haste.exists()
     finally:
         told, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0, told
     for line in (
-        r"a worker failed (WorkerHealthCheckTimeoutError: ",
+        "a worker failed (WorkerHealthCheckTimeoutError: ",
         "the training's controller died; going on from the last checkpoint",
+        "a worker failed (ProcessKilled: a loader process was killed",
+        f"a worker failed (PeersDrifted: peer 1 ({PARTS}:hasty), replica 0, ran out of batches after step 3 of 4",
     ):
         assert line in told, told
     tiny.assert_equal_runs(tmp_path / "calm" / "runs" / "calm", run)
