@@ -232,7 +232,8 @@ class Keeper:
         if (parent := self.run_id()) is not None:
             # Also when the store could not be reached when the baseline began.
             writer.set_tags({"mlflow.parentRunId": parent})
-        self._whole &= writer.finish("FINISHED", FAILED_SECONDS if parent is None else FINISH_SECONDS)
+        sent = writer.finish("FINISHED", FAILED_SECONDS if parent is None else FINISH_SECONDS)
+        self._whole &= sent and parent is not None
 
     def keep(
         self,

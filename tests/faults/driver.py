@@ -1,7 +1,7 @@
 """The driver of a training without Ray: its rows come from nowhere, all else it does as a driver does.
 
-``python -m tests.faults.driver STORAGE TRACKING_URI NAME [--resume]``; it waits for a line on its standard input
-between training and keeping what was trained.
+``python -m tests.faults.driver STORAGE TRACKING_URI NAME SECONDS [--resume]``; it waits for a line on its standard
+input between training and keeping what was trained, and afterwards so long for a store that doesn't answer.
 """
 
 import sys
@@ -25,7 +25,7 @@ PRACTICALLY_FOR_EVER = 1e6
 
 
 def body(words: Sequence[str]) -> None:
-    storage, uri, name, *rest = words
+    storage, uri, name, seconds, *rest = words
     config = from_settings(
         {
             "storage": storage,
@@ -58,7 +58,7 @@ def body(words: Sequence[str]) -> None:
             journal = journal_of(run.folder.inside(BASELINE))
             for row in make_rows(1, EPOCHS):
                 writer.offer([journal.append(row)])
-            keeping.FAILED_SECONDS = 3.0
+            keeping.FAILED_SECONDS = float(seconds)
             print("both trained", flush=True)
             sys.stdin.readline()
         summary = {"peers": [{"gain": 0.1}], "baseline": {"peers": [{"top1": 0.5}]}}

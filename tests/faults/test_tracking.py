@@ -193,7 +193,7 @@ def test_a_driver_is_held_up_by_no_fault_and_the_next_one_sends_all(
 ) -> None:
     name = uuid.uuid4().hex
     proxy.breaks("hang")
-    driver = drive(tmp_path, proxy.uri, name)
+    driver = drive(tmp_path, proxy.uri, name, 3)
     # In this it would wait for MLflow practically for ever if it waited at all.
     driver.says("both trained")
     driver.goes_on()
@@ -202,7 +202,7 @@ def test_a_driver_is_held_up_by_no_fault_and_the_next_one_sends_all(
     assert not (tmp_path / name / TRACKED).exists()
 
     proxy.breaks(None)
-    again = drive(tmp_path, proxy.uri, name, "--resume")
+    again = drive(tmp_path, proxy.uri, name, 60, "--resume")
     again.says("both trained")
     again.goes_on()
     assert again.ends() == 0, again.said
@@ -219,7 +219,7 @@ def test_a_driver_that_is_asked_to_end_ends_whatever_mlflow_does(
 ) -> None:
     name = uuid.uuid4().hex
     proxy.breaks(fault)
-    driver = drive(tmp_path, proxy.uri, name)
+    driver = drive(tmp_path, proxy.uri, name, 60 if fault is None else 3)
     driver.says("both trained")
     driver.process.send_signal(signal.SIGTERM)
     assert driver.ends() == 128 + signal.SIGTERM
