@@ -31,6 +31,7 @@ from metamixer_ray.sweeps.underway import Underway, underway
 from metamixer_ray.tracking.board import Board
 from metamixer_ray.tracking.figures import comparison_sheet, figure_png
 from metamixer_ray.tracking.figures.comparison_sheet import MethodBar
+from metamixer_ray.tracking.files import json_text
 from metamixer_ray.train import with_absolute_paths
 
 TABLE, TABLE_CSV, TRAININGS_CSV, FIGURE = "table.md", "table.csv", "trainings.csv", "figures/comparison.png"
@@ -128,7 +129,8 @@ def stand(methods: Sequence[Method], ledger: Ledger, batch_size: int) -> list[St
         known.setdefault(trial.origin, read_method(trial.origin))
         seed = trial.settings["seed"]
         if trial.status == "finished":
-            rows = journal_of(ledger.place(trial.number)).rows()
+            folder = ledger.place(trial.number)
+            rows = ledger.insist(lambda folder=folder: journal_of(folder).rows(), f"what is in {folder} can't be read")  # type: ignore[misc]
             outcomes.setdefault(trial.origin, []).append(read_outcome(rows, seed, batch_size))
         else:
             failed.setdefault(trial.origin, []).append(f"seed {seed}: {trial.reason}")
@@ -137,8 +139,7 @@ def stand(methods: Sequence[Method], ledger: Ledger, batch_size: int) -> list[St
 
 def publish(running: Underway, standings: Sequence[Standing], summary: dict[str, Any], board: Board) -> None:
     """Write the table, the figure and the summary to the folder and to the MLflow run."""
-    running.sweep.folder.write_json(SUMMARY, summary)
-    running.writer.log_artifact(running.sweep.folder.read(SUMMARY) or b"", SUMMARY)
+    running.keep(SUMMARY, json_text(summary))
     table = as_markdown(standings)
     running.keep(TABLE, table)
     running.keep(TABLE_CSV, as_csv(standings))

@@ -56,6 +56,7 @@ from metamixer_ray.sweeps.telling import closing, objective_text, parent_metrics
 from metamixer_ray.sweeps.underway import Underway, underway
 from metamixer_ray.tracking import Console
 from metamixer_ray.tracking.board import Board
+from metamixer_ray.tracking.files import json_text
 from metamixer_ray.train import train, with_absolute_paths
 
 
@@ -114,7 +115,7 @@ def tune(config: SweepConfig, board: Board | None = None) -> dict[str, Any]:
         summary = summarise(
             config, search.trials(), order, gain, search_seconds=search_seconds, wall_seconds=wall_seconds
         )
-        sweep.folder.write(BEST, to_yaml(best_config(asked.training, order[0])))
+        running.keep(BEST, to_yaml(best_config(asked.training, order[0])))
         publish(config, running, summary)
         for line in closing(config, summary):
             board.say(line)
@@ -134,11 +135,8 @@ def tune(config: SweepConfig, board: Board | None = None) -> dict[str, Any]:
 
 def publish(config: SweepConfig, running: Underway, summary: Mapping[str, Any]) -> None:
     """Write what was found to the sweep's folder and to its MLflow run."""
-    folder, writer = running.sweep.folder, running.writer
-    folder.write_json(SUMMARY, summary)
-    for name in (BEST, SUMMARY):
-        writer.log_artifact(folder.read(name) or b"", name)
-    writer.log_metrics(parent_metrics(summary), 0)
+    running.keep(SUMMARY, json_text(summary))
+    running.writer.log_metrics(parent_metrics(summary), 0)
     running.describe("\n\n".join([*closing(config, summary), *refitted(summary)]))
 
 

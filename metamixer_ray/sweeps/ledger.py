@@ -7,12 +7,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.patience import insist
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 Status = Literal["running", "finished", "stopped", "failed"]
@@ -79,8 +80,15 @@ class Ledger:
 
     def __init__(self, folder: RunFolder, patience: float = 0.0, warn: Callable[[str], None] | None = None) -> None:
         self.folder, self._patience, self._warn = folder, patience, warn or logger.warning
-        what = f"the records in {folder} can't be read"
-        self._trials: dict[int, Trial] = insist(lambda: _read(folder), what, patience, self._warn)
+        self._trials = self.insist(lambda: _read(folder), f"the records in {folder} can't be read")
+
+    def insist(self, work: Callable[[], T], what: str) -> T:
+        """Do ``work`` on the sweep's storage, and again where it fails for a while; ``what`` doesn't go, in words.
+
+        Raises:
+            StorageFailed: patience is over.
+        """
+        return insist(work, what, self._patience, self._warn)
 
     def trials(self) -> list[Trial]:
         """All trials, in order."""
@@ -130,7 +138,7 @@ class Ledger:
             place.create()
             place.write_json(TRIAL, asdict(trial))
 
-        insist(write, f"the record of trial {trial.name} can't be written", self._patience, self._warn)
+        self.insist(write, f"the record of trial {trial.name} can't be written")
 
 
 def _read(folder: RunFolder) -> dict[int, Trial]:

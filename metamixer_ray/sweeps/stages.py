@@ -103,7 +103,10 @@ def curves(plan: SweepPlan, ledger: Ledger) -> dict[str, dict[int, float]]:
     return {
         trial.name: {
             epoch: score_of(value, plan.objective)
-            for epoch, value in objectives(ledger.place(trial.number), plan.objective).items()
+            for epoch, value in ledger.insist(
+                lambda trial=trial: objectives(ledger.place(trial.number), plan.objective),  # type: ignore[misc]
+                f"what is in {ledger.place(trial.number)} can't be read",
+            ).items()
         }
         for trial in ledger.trials()
     }

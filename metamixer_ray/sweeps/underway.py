@@ -1,6 +1,6 @@
 """Many trainings while they run: the MLflow run that they are children of, and how it ends."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +12,7 @@ from metamixer_ray.data import Splits
 from metamixer_ray.growth import startable
 from metamixer_ray.interruption import Stopped, stoppable
 from metamixer_ray.keeping import TrackingPlan, ui_command
+from metamixer_ray.patience import insist
 from metamixer_ray.sweeps.config import ObjectiveName
 from metamixer_ray.sweeps.engine import Room, most_at_once
 from metamixer_ray.sweeps.opening import Sweep
@@ -32,11 +33,15 @@ class Underway:
     stages: Stages
     writer: MlflowWriter
     parent: TrackingPlan
+    patience: float
+    """Seconds for which a folder that can't be written is tried again."""
+    warn: Callable[[str], None]
 
     def keep(self, name: str, content: bytes | str) -> None:
         """Write a file to the folder and to the MLflow run."""
         data = content.encode() if isinstance(content, str) else content
-        self.sweep.folder.write(name, data)
+        folder = self.sweep.folder
+        insist(lambda: folder.write(name, data), f"{folder}/{name} can't be written", self.patience, self.warn)
         self.writer.log_artifact(data, name)
 
     def describe(self, found: str) -> None:
@@ -85,13 +90,15 @@ def underway(
     try:
         with stoppable() as first:
             first.append(lambda: writer.mark("KILLED"))
-            writer.log_artifact(sweep.folder.read(sweep.kind.facts) or b"", sweep.kind.facts)
+            facts, patience = sweep.kind.facts, training.run.storage_patience
+            read = insist(lambda: sweep.folder.read(facts), f"{sweep.folder} can't be read", patience, board.warn)
+            writer.log_artifact(read or b"", facts)
             writer.wait(REACH_SECONDS)
             room = Room(resources, startable(training.placement.grows_to))
             plan = plan_trials(training, sweep, parent, resources, splits, writer.run_id, objective)
             stages = Stages(training, failures, plan, room, most_at_once(most), lambda: writer.run_id)
             board.say(f"{'at once':<9} {max(1, min(room.places() // training.workers, stages.most))} now")
-            yield Underway(sweep, stages, writer, parent)
+            yield Underway(sweep, stages, writer, parent, patience, board.warn)
         status = "FINISHED"
     except Stopped as stopped:
         status = "KILLED"

@@ -159,7 +159,8 @@ class Watcher:
 
     def _settled(self, trial: Trial) -> Trial:
         """A trial as its record has it: what was stopped trained on until the stop had reached its workers."""
-        told = outcomes(self._ledger.place(trial.number), self._plan.objective)
+        folder, kind = self._ledger.place(trial.number), self._plan.objective
+        told = self._ledger.insist(lambda: outcomes(folder, kind), f"what is in {folder} can't be read")
         if trial.status != "stopped" or not told or told[-1]["epoch"] <= trial.epochs:
             return trial
         settled = self._record(trial.number, told[-1])
@@ -170,14 +171,15 @@ class Watcher:
         folder = self._ledger.place(trial.number)
         # Its own controller may still be writing to the run.
         self._await_end(folder, time.monotonic() + STOP_SECONDS)
-        give_back(folder)
+        self._ledger.insist(lambda: give_back(folder), f"what is in {folder} can't be read")
         trial = self._settled(trial)
+        rows = self._ledger.insist(lambda: journal_of(folder).rows(), f"what is in {folder} can't be read")
         try:
             settings = flatten(self._plan.config(trial.settings))
         except UserError:
             settings = {**self._plan.training, **trial.settings}
         writer = self._plan.tracking(trial.name, settings).writer(self._warn_once)
-        writer.offer(journal_of(folder).rows())
+        writer.offer(rows)
         if (parent := self._parent()) is not None:
             # Also when the store could not be reached when the trial began.
             writer.set_tags({"mlflow.parentRunId": parent})
@@ -185,8 +187,8 @@ class Watcher:
         if trial.reason:
             writer.set_tags({"sweep.reason": trial.reason})
         if trial.objective is not None:
-            writer.log_metrics({"objective": trial.objective}, trial.epochs)
+            writer.log_metrics({"objective": trial.objective}, trial.epochs, rows[-1]["time"] if rows else None)
         writer.wait(REACH_SECONDS)
         patience = CLOSE_SECONDS if writer.run_id is not None else AWAY_SECONDS
         if writer.finish(_MLFLOW_STATUS[trial.status], patience) and trial.over:
-            folder.write(TRACKED, "")
+            self._ledger.insist(lambda: folder.write(TRACKED, ""), f"{folder}/{TRACKED} can't be written")

@@ -4,9 +4,12 @@ labels."""
 import json
 import logging
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypeVar
 
 from metamixer_ray.data.sources.base import CHUNK_ROWS, Chunk, Part, Source, Split
@@ -113,16 +116,19 @@ def survey(files: Sequence[RemoteFile], image_column: str | None, label_column: 
 
 
 def _footer(file: RemoteFile) -> Any:
-    with reading(file), open_file(file) as parquet:
-        file.check_unchanged()
-        return parquet.metadata
+    def read() -> Any:
+        with reading(file), open_file(file) as parquet:
+            file.check_unchanged()
+            return parquet.metadata
+
+    return patiently(file, read)
 
 
 def first_image(files: Sequence[RemoteFile], image_column: str | None, label_column: str | None) -> bytes:
     """The first image of the files, as encoded there; empty if there is none."""
     import pyarrow.compute as pc
 
-    for file in files:
+    def first(file: RemoteFile) -> bytes | None:
         # In small reads, since a row group may be large.
         with reading(file), open_file(file, buffer_size=2**16) as parquet:
             image, _ = find_columns(parquet.schema_arrow, file.shown, image_column, label_column)
@@ -130,7 +136,10 @@ def first_image(files: Sequence[RemoteFile], image_column: str | None, label_col
                 column = batch.column(0)
                 column = pc.struct_field(column, "bytes") if is_image(column.type) else column
                 return column[0].as_py() or b""
-    return b""
+        return None
+
+    found = (patiently(file, lambda file=file: first(file)) for file in files)  # type: ignore[misc]
+    return next((image for image in found if image is not None), b"")
 
 
 def _open(files: Sequence[RemoteFile], image_column: str | None, label_column: str | None) -> Part:
@@ -250,8 +259,11 @@ def open_file(file: RemoteFile, footer: Any = None, **options: Any) -> Any:
     )
 
 
-def patiently(file: RemoteFile, read: Callable[[], T]) -> T:
+def patiently(file: RemoteFile, read: Callable[[], T], wait: Callable[[float], object] | None = None) -> T:
     """What ``read`` returns of ``file``, again where its store fails for a while.
+
+    Args:
+        wait: waits so many seconds; what is true ends the attempts.
 
     Raises:
         DataError: the file is damaged. What a network breaks looks alike, so that is believed the third time.
@@ -271,7 +283,7 @@ def patiently(file: RemoteFile, read: Callable[[], T]) -> T:
                 raise Unreachable(str(error)) from error.__cause__
             raise
 
-    return persistently(attempt, SILENCE_SECONDS, lambda error: logger.warning("%s; it is tried again", error))
+    return persistently(attempt, SILENCE_SECONDS, lambda error: logger.warning("%s; it is tried again", error), wait)
 
 
 class reading:  # noqa: N801 - reads as a word in the with statement
@@ -301,23 +313,56 @@ class reading:  # noqa: N801 - reads as a word in the with statement
 
 
 def _chunks(files: Sequence[RemoteFile], image: str, label: str) -> Iterator[Chunk]:
-    import pyarrow.compute as pc
-
     for file in files:
         first = 0
-        with reading(file):
-            parquet = open_file(file)
-            batches = parquet.iter_batches(batch_size=CHUNK_ROWS, columns=[image, label])
-        with parquet:
+        with ExitStack() as opened:
+            reader = _Rows(file, [image, label], opened)
             while True:
-                with reading(file):
-                    batch = next(batches, None)
-                    if batch is None:
-                        file.check_unchanged()
-                        break
-                    column = batch.column(image)
-                    if is_image(column.type):
-                        column = pc.struct_field(column, "bytes")
-                    images, labels = column.to_pylist(), batch.column(label).to_pylist()
+                images, labels = patiently(file, lambda reader=reader, first=first: reader.after(first))  # type: ignore[misc]
+                if not images:
+                    break
                 yield Chunk(images, labels, [f"{file.shown}, row {first + i}" for i in range(len(images))])
                 first += len(images)
+
+
+class _Rows:
+    """Reads a file's rows in order, and after a failure goes on where it was.
+
+    Args:
+        columns: of the images and of the labels.
+        opened: closes the file in the end.
+    """
+
+    def __init__(self, file: RemoteFile, columns: list[str], opened: ExitStack) -> None:
+        self._file, self._columns, self._opened = file, columns, opened
+        self._batches: Iterator[Any] | None = None
+
+    def after(self, first: int) -> tuple[list[bytes | None], list[int | None]]:
+        """Images and labels of some rows from row ``first`` on; none after the last."""
+        import pyarrow.compute as pc
+
+        going, self._batches = self._batches, None
+        with reading(self._file):
+            going = self._from(first) if going is None else going
+            if (batch := next(going, None)) is None:
+                self._file.check_unchanged()
+                return [], []
+            column = batch.column(self._columns[0])
+            column = pc.struct_field(column, "bytes") if is_image(column.type) else column
+            rows = column.to_pylist(), batch.column(self._columns[1]).to_pylist()
+        self._batches = going
+        return rows
+
+    def _from(self, first: int) -> Iterator[Any]:
+        self._opened.close()
+        parquet = self._opened.enter_context(open_file(self._file))
+        rows = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
+        ends = list(accumulate(rows))
+        group = bisect_right(ends, first)
+        skipped = first - (ends[group - 1] if group else 0)
+        # One by one: of several, pyarrow reads all columns at once, however large they are.
+        for number in range(group, len(rows)):
+            for batch in parquet.iter_batches(batch_size=CHUNK_ROWS, row_groups=[number], columns=self._columns):
+                if skipped < len(batch):
+                    yield batch.slice(skipped)
+                skipped = max(0, skipped - len(batch))

@@ -1,5 +1,6 @@
 """Encoded images for the coming batches, and no others, in memory."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,13 +29,19 @@ class Feed:
     """
 
     def __init__(
-        self, parts: Sequence[Ints], groups: Ints, read: Callable[[int, Ints], Encoded], *, ahead: int
+        self,
+        parts: Sequence[Ints],
+        groups: Ints,
+        read: Callable[[int, Ints, Callable[[float], object]], Encoded],
+        *,
+        ahead: int,
     ) -> None:
         """
         Args:
             parts: int64 [b] each, the images of every batch.
             groups: int64 [N], the row group of every image of the set.
-            read: (row group, images int64 [n] in it) -> what is stored for them; called in threads.
+            read: (row group, images int64 [n] in it, wait) -> what is stored for them; called in threads. To wait for
+                a store it calls ``wait(seconds)``, and gives up where that is true.
             ahead: row groups after the next one are read in advance only while ``held`` stays within this.
         """
         self._parts = parts
@@ -61,7 +68,7 @@ class Feed:
         store: dict[int, bytes | None] = {}
         reads: deque[tuple[Ints, Future[Encoded]]] = deque()
         asked = arrived = 0
-        pool = ThreadPoolExecutor(READS_AT_A_TIME, thread_name_prefix="row-groups")
+        pool, over = ThreadPoolExecutor(READS_AT_A_TIME, thread_name_prefix="row-groups"), threading.Event()
         try:
             for part, needed in zip(self._parts, self._needed, strict=True):
                 while asked < len(self._coming):
@@ -69,7 +76,7 @@ class Feed:
                     # One row group is always read in advance, however large.
                     if asked > needed and self.held + len(images) > self._ahead:
                         break
-                    reads.append((images, pool.submit(self._read, group, images)))
+                    reads.append((images, pool.submit(self._read, group, images, over.wait)))
                     self.held += len(images)
                     self.most_held = max(self.most_held, self.held)
                     asked += 1
@@ -81,6 +88,7 @@ class Feed:
                 self._drop(part, store)
                 yield encoded
         finally:
+            over.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _drop(self, part: Ints, store: dict[int, bytes | None]) -> None:

@@ -28,7 +28,7 @@ from metamixer_ray.data.labels import (
 )
 from metamixer_ray.data.sources.base import Chunk, Source, Split
 from metamixer_ray.data.sources.locations import RemoteFile
-from metamixer_ray.data.sources.parquet import FILES_AT_A_TIME, Survey, open_file, reading, survey
+from metamixer_ray.data.sources.parquet import FILES_AT_A_TIME, Survey, open_file, patiently, reading, survey
 from metamixer_ray.data.streaming.row_groups import RowGroups
 from metamixer_ray.errors import DataError
 from metamixer_ray.randomness import numpy_generator
@@ -172,12 +172,15 @@ def _read_labels(file: RemoteFile, column: str) -> tuple[Ints, NDArray[np.bool_]
     """The label column of a file, and where it is null."""
     import pyarrow as pa
 
-    # The reads of the row groups' small label columns are joined and sent at once.
-    with reading(file):
-        values = open_file(file, pre_buffer=True).read(columns=[column]).column(0)
-        missing = values.is_null().to_numpy()
-        numbers = values.fill_null(0).cast(pa.int64(), safe=False).to_numpy()
-    return numbers.astype(np.int64), missing
+    def read() -> tuple[Ints, NDArray[np.bool_]]:
+        # The reads of the row groups' small label columns are joined and sent at once.
+        with reading(file), open_file(file, pre_buffer=True) as parquet:
+            values = parquet.read(columns=[column]).column(0)
+            missing = values.is_null().to_numpy()
+            numbers = values.fill_null(0).cast(pa.int64(), safe=False).to_numpy()
+        return numbers.astype(np.int64), missing
+
+    return patiently(file, read)
 
 
 def _checked(

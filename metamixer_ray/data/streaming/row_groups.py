@@ -1,6 +1,6 @@
 """Encoded images out of Parquet files, one row group at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,13 @@ class RowGroups:
         self._column = image_column
         self._footers: dict[int, Any] = {}
 
-    def read(self, file: int, number: int, rows: NDArray[np.int64]) -> list[bytes | None]:
+    def read(
+        self,
+        file: int,
+        number: int,
+        rows: NDArray[np.int64],
+        wait: Callable[[float], object] | None = None,
+    ) -> list[bytes | None]:
         """Some images of a row group, in the order of ``rows``; None where nothing is stored.
 
         While it reads, the image column of the whole row group is in memory.
@@ -27,11 +33,12 @@ class RowGroups:
             file: which of the files.
             number: which of its row groups.
             rows: int64 [n], inside the row group.
+            wait: waits so many seconds until a store that fails is asked again; what is true ends that.
         Raises:
             DataError: the file cannot be read or is another one by now.
             Unreachable: its store didn't answer for long.
         """
-        return patiently(self.files[file], lambda: self._read(file, number, rows))
+        return patiently(self.files[file], lambda: self._read(file, number, rows), wait)
 
     def _read(self, file: int, number: int, rows: NDArray[np.int64]) -> list[bytes | None]:
         import pyarrow.compute as pc

@@ -100,10 +100,10 @@ class StreamedSet(ImageSet):
         """The encoded images of ``parts``, see :class:`Feed`."""
         index = self._index
 
-        def read(group: int, images: Ints) -> Encoded:
+        def read(group: int, images: Ints, wait: Callable[[float], object]) -> Encoded:
             rows = self._rows[images] - index.first[group]
             file, number = int(index.in_file[group]), int(index.number[group])
-            return self._row_groups.read(file, number, rows)
+            return self._row_groups.read(file, number, rows, wait)
 
         return Feed(parts, self.layout.groups, read, ahead=ahead)
 
