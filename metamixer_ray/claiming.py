@@ -18,10 +18,11 @@ def claimed(folder: RunFolder) -> Iterator[None]:
     On an object store nothing is claimed: it has no lock that a killed process would lose.
 
     Raises:
-        ConfigError: another process has it, or it can't be written.
+        ConfigError: another process has it, or it can't be written, or a link in it leads out of it.
     """
     lock = None
     if folder.local is not None:
+        folder.check_links()
         folder.create()
         lock = filelock.FileLock(folder.local / LOCK)
         try:

@@ -1,5 +1,6 @@
 """The run folder: local or on any filesystem that pyarrow knows."""
 
+import os
 import re
 import tempfile
 import uuid
@@ -116,6 +117,21 @@ class RunFolder:
             raise ConfigError(f"{self}/{name} would be written outside of {self}, where a link leads: remove the link")
         data = content.encode() if isinstance(content, str) else content
         files.write_bytes(self.filesystem, self.path(name), data)
+
+    def check_links(self) -> None:
+        """See that whatever is written inside stays inside: a folder may be a stranger's.
+
+        Raises:
+            ConfigError: a link in the folder leads out of it.
+        """
+        if self.local is None:
+            return
+        for place, folders, names in os.walk(self.local):
+            for path in (Path(place) / name for name in [*folders, *names]):
+                if path.is_symlink() and not self._holds(self.local, path):
+                    raise ConfigError(
+                        f"{path} is a link that leads out of {self}: remove it, or put there what it means"
+                    )
 
     @staticmethod
     def _holds(root: Path, folder: Path) -> bool:

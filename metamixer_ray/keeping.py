@@ -284,7 +284,7 @@ class Keeper:
         before = [peer["top1"] for peer in summary["baseline"]["peers"]] if "baseline" in summary else None
         if before:
             gains = {f"gain/peer{i}": peer["gain"] for i, peer in enumerate(summary["peers"])}
-            writer.log_metrics(gains, self._config.epochs)
+            writer.log_metrics(gains, self._config.epochs, rows[-1]["time"])
         writer.set_tags({"mlflow.note.content": run_description(self._announced, tested_row(rows[-1]), before)})
         for name in (CONFIG, SUMMARY, *(f"figures/{figure}.png" for figure in FIGURES)):
             if (content := folder.read(name)) is not None:

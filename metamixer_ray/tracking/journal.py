@@ -66,7 +66,8 @@ class Journal:
         data = read_bytes(self._filesystem, self.path)
         if data is None:
             make_parent(self._filesystem, self.path)
-            if self._local is not None:
+            # A link to nothing would be followed.
+            if self._local is not None and not self._local.is_symlink():
                 self._local.touch()
                 sync_folder(self._local.parent)
             return

@@ -157,6 +157,12 @@ class MlflowRun:
         if not (model.folder / MODEL_FILE).is_file():
             raise FileNotFoundError(model.folder / MODEL_FILE)
         if model.model_id is None:
+            # Another attempt may have begun it, or been through with it.
+            mine = self._client.search_logged_models(
+                [self.experiment_id], filter_string=f"source_run_id = '{self.run_id}'"
+            )
+            model.model_id = next((known.model_id for known in mine if known.name == model.name), None)
+        if model.model_id is None:
             created = self._client.create_logged_model(
                 self.experiment_id, name=model.name, source_run_id=self.run_id, tags=tag_values(model.tags)
             )

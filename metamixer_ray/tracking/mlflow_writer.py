@@ -131,10 +131,14 @@ class MlflowWriter:
             self._tags.update(tags)
             self._changed.notify_all()
 
-    def log_metrics(self, metrics: Mapping[str, float], epoch: int) -> None:
-        """Add metrics that belong to no row, such as what was gained over another training, at ``epoch``."""
+    def log_metrics(self, metrics: Mapping[str, float], epoch: int, at: float | None = None) -> None:
+        """Add metrics that belong to no row, such as what was gained over another training, at ``epoch``.
+
+        Args:
+            at: Unix seconds, None for now. Metrics that are sent again with the same time are there once.
+        """
         with self._changed:
-            self._metrics.append((time.time(), epoch, dict(metrics)))
+            self._metrics.append((time.time() if at is None else at, epoch, dict(metrics)))
             self._changed.notify_all()
 
     def log_figures(self, figures: Mapping[str, Any], folder: str = "figures") -> None:

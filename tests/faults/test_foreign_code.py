@@ -16,6 +16,7 @@ import torch
 from pyarrow import fs
 
 import metamixer_ray
+from metamixer_ray.claiming import claimed
 from metamixer_ray.comparison.methods import read_method
 from metamixer_ray.config import from_settings, read_yaml
 from metamixer_ray.data import DataConfig, load_splits
@@ -25,7 +26,7 @@ from metamixer_ray.export import load_network
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.networks import build_network
 from metamixer_ray.networks.config import NetworkConfig
-from metamixer_ray.runs import open_run, read_config
+from metamixer_ray.runs import journal_of, open_run, read_config
 from metamixer_ray.tracking import Journal
 from metamixer_ray.trained import find_run, open_trained
 from metamixer_ray.tune import read_point
@@ -315,6 +316,32 @@ def test_links_in_a_run_folder_are_read_but_not_written_through(tmp_path: Path) 
     folder.write("config.yaml", "ours")
     assert (tmp_path / "elsewhere/notes").read_text() == "theirs", "a link is replaced, not followed"
     assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["notes"]
+
+
+@pytest.mark.parametrize("link", [".lock", "metrics.jsonl", "checkpoint-epoch0001", "baseline", "baseline/run.json"])
+def test_a_run_folder_with_a_link_out_of_it_is_not_taken_up(tmp_path: Path, link: str) -> None:
+    (tmp_path / "run/baseline").mkdir(parents=True)
+    (tmp_path / "run/inner").symlink_to(tmp_path / "run/metrics.jsonl")
+    with claimed(RunFolder(str(tmp_path / "run"))):
+        pass
+    if link in (".lock", "baseline"):
+        path = tmp_path / "run" / link
+        path.unlink() if path.is_file() else path.rmdir()
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "run" / link).symlink_to(tmp_path / "theirs")
+    with (
+        pytest.raises(ConfigError, match=rf"run/{link} is a link that leads out of .*run: remove it"),
+        claimed(RunFolder(str(tmp_path / "run"))),
+    ):
+        pass
+    assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+def test_a_record_that_is_a_link_to_nothing_makes_no_file_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").symlink_to(tmp_path / "elsewhere")
+    assert journal_of(RunFolder(str(tmp_path / "run"))).rows() == []
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def tree(place: Path) -> DataConfig:

@@ -207,10 +207,18 @@ def test_a_driver_is_held_up_by_no_fault_and_the_next_one_sends_all(
     again.goes_on()
     assert again.ends() == 0, again.said
     assert (tmp_path / name / TRACKED).exists()
+    # One that was killed before it could say so.
+    (tmp_path / name / TRACKED).unlink()
+    last = drive(tmp_path, proxy.uri, name, 60, "--resume")
+    last.says("both trained")
+    last.goes_on()
+    assert last.ends() == 0, last.said
     run = assert_complete(server.uri, name, EPOCHS)
     alone = assert_complete(server.uri, f"{name}-alone", EPOCHS)
     assert alone.data.tags["mlflow.parentRunId"] == run.info.run_id
-    assert {item.path for item in MlflowClient(server.uri).list_artifacts(run.info.run_id)} >= {"summary.json"}
+    client = MlflowClient(server.uri)
+    assert len(client.get_metric_history(run.info.run_id, "gain/peer0")) == 1
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {"summary.json"}
 
 
 @pytest.mark.parametrize("fault", [None, "hang", 500], ids=str)

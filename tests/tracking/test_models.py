@@ -105,6 +105,12 @@ def test_the_model_is_an_output_of_the_run_and_loads_without_this_package(
         20,
         "READY",
     )
+    # An attempt that can't know that it was sent sends it again.
+    again = MlflowWriter(uri, "models", "r", run_id=writer.run_id)
+    again.log_model(exported, "peer0", step=20, tags={"network": "small"})
+    assert again.finish()
+    assert [model.model_id for model in client.search_logged_models([writer.experiment_id])] == [output.model_id]
+    assert len(client.get_run(writer.run_id).outputs.model_outputs) == 1
     program = """
 import json, sys
 import mlflow, numpy as np
