@@ -21,7 +21,7 @@ from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.interruption import aside
 from metamixer_ray.patience import insist
 from metamixer_ray.placement import missing_now, scaling
-from metamixer_ray.reporting import HOPELESS, STOP, EpochReporter, first_line, tell
+from metamixer_ray.reporting import HOPELESS_DEATHS, STOP, EpochReporter, first_line, tell
 from metamixer_ray.runs import journal_of
 from metamixer_ray.session import ray_worker
 from metamixer_ray.starting import PeersTrainer, SafeStarts, give_back
@@ -167,7 +167,7 @@ def _open(folder: RunFolder) -> list[dict[str, Any]]:
 
 def outlive_controllers(trainer: PeersTrainer, folder: RunFolder, live: Path) -> None:
     """Run ``trainer`` to its end, again from the last checkpoint where its controller died, which Ray Train leaves to
-    us. It gives up after ``HOPELESS`` deaths in a row without a checkpoint in between."""
+    us. It gives up after ``HOPELESS_DEATHS`` deaths in a row without a checkpoint in between."""
     deaths, newest = 0, checkpoint_names(folder)[:1]
     while True:
         try:
@@ -175,7 +175,7 @@ def outlive_controllers(trainer: PeersTrainer, folder: RunFolder, live: Path) ->
             return
         except ray.exceptions.RayActorError:
             deaths = deaths + 1 if checkpoint_names(folder)[:1] == newest else 1
-            if deaths >= HOPELESS or live.with_name(STOP).exists():
+            if deaths >= HOPELESS_DEATHS or live.with_name(STOP).exists():
                 raise
         newest = checkpoint_names(folder)[:1]
         tell(live, {"event": "failure", "message": "the training's controller died"})

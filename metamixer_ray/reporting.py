@@ -5,6 +5,7 @@ record of truth; the driver, which lives no shorter than the controller, shows i
 """
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 import ray.train
+from ray.exceptions import RayActorError
 
 from metamixer_ray.checkpoint import peer_files
 from metamixer_ray.departure import LeavingGroup
@@ -27,8 +29,10 @@ from metamixer_ray.tracking.files import append_whole
 from metamixer_ray.troubles import Troubles
 from metamixer_ray.uploads import UNWRITTEN
 
-# Failures in a row without any progress in between: the same thing would happen again.
-HOPELESS = 3
+# Failures in a row without any progress in between, and deaths: the same thing would happen again.
+HOPELESS, HOPELESS_DEATHS = 3, 10
+# What the collectives' backends say of a process that is gone.
+_CUT = re.compile(r"[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|remote process exited")
 # How long the controller tries to write a row that another will follow.
 SHORT_PATIENCE = 5.0
 # Beside the live file: is there once the controller is to end the training.
@@ -96,12 +100,17 @@ class EpochReporter(ray.train.UserCallback):
     troubles: Troubles
     patience: float
     _failures: int = 0
+    _deaths: int = 0
     _journal: Journal | None = field(default=None, repr=False)
     _unrecorded: dict[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict, repr=False)
     """By epoch, the reports of all ranks."""
     _in_trouble: bool = False
     _seen: bool = False
     _last: str = "no checkpoint was written since the start"
+    _restored: str | None = None
+    """From which checkpoint the running attempt goes on."""
+    _whole: set[str] = field(default_factory=set, repr=False)
+    """The checkpoints that this attempt wrote."""
 
     def _tell(self, event: Mapping[str, Any]) -> None:
         tell(self.live, event)
@@ -116,10 +125,11 @@ class EpochReporter(ray.train.UserCallback):
             epochs = zip(*(told["reports"] for told in metrics), strict=True)
             self._unrecorded = {reports[0]["epoch"]: reports for reports in epochs}
             self._record()
-            if (name := metrics[0]["checkpoint"]) is not None:
+            self._restored, self._whole = metrics[0]["checkpoint"], set()
+            if (name := self._restored) is not None:
                 self._last = f"the last whole checkpoint is {name}"
             return
-        self._failures = 0
+        self._failures = self._deaths = 0
         if event == "epoch":
             self._unrecorded[metrics[0]["epoch"]] = metrics
         name, whole = metrics[0]["checkpoint"], not any(UNWRITTEN in told for told in metrics)
@@ -135,9 +145,11 @@ class EpochReporter(ray.train.UserCallback):
             LeavingGroup.leaving = True
 
     def _take(self, name: str, *, whole: bool) -> None:
-        """Delete the checkpoints that are older than the ``keep`` latest up to ``name``; or ``name`` itself, where a
-        rank could not write its part. What can't be deleted for now is passed over, and is older next time."""
+        """Delete the checkpoints that are older than the ``keep`` latest up to ``name``, and what a killed attempt left
+        of one; or ``name`` itself, where a rank could not write its part. What can't be deleted for now is passed over,
+        and is older next time."""
         if whole:
+            self._whole.add(name)
             self._last = f"the last whole checkpoint is {name}"
             self.troubles.say("checkpoints", None)
         with suppress(OSError):
@@ -145,9 +157,12 @@ class EpochReporter(ray.train.UserCallback):
             if not whole:
                 folder.remove_folder(name)
                 return
+            good = self._whole.union(checkpoint_names(folder, until=self._restored) if self._restored else ())
             before = [old for old in checkpoint_names(folder, until=name) if old != name]
-            for old in before[self.keep - 1 :]:
-                folder.remove_folder(old)
+            kept = [old for old in before if old in good][: self.keep - 1]
+            for old in before:
+                if old not in kept:
+                    folder.remove_folder(old)
 
     def _see(self, name: str) -> None:
         """Once, see from here what the workers wrote: a folder of one name may be another on each machine.
@@ -218,7 +233,6 @@ class EpochReporter(ray.train.UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Say what happened; give up at once on what a person must mend, or when there is no progress."""
-        self._failures += 1
         causes = [cause_of(error) for error in worker_exceptions.values()]
         for cause in causes:
             if isinstance(cause, Diverged):
@@ -228,8 +242,13 @@ class EpochReporter(ray.train.UserCallback):
             if isinstance(cause, UserError):
                 raise cause
         told = "; ".join(sorted({f"{type(c).__name__}: {first_line(c)}" for c in causes}))
-        if self._failures >= HOPELESS:
-            raise RuntimeError(f"the workers failed {HOPELESS} times in a row without any progress; last: {told}")
+        if tells_of_a_death(causes):
+            self._deaths += 1
+        else:
+            self._failures += 1
+        if self._failures >= HOPELESS or self._deaths >= HOPELESS_DEATHS:
+            times = self._failures + self._deaths
+            raise RuntimeError(f"the workers failed {times} times in a row without any progress; last: {told}")
         self._tell({"event": "failure", "message": f"a worker failed ({told})"})
 
 
@@ -247,6 +266,13 @@ def cause_of(error: BaseException) -> BaseException:
         if isinstance(inner, BaseException):
             return cause_of(inner)
     return error
+
+
+def tells_of_a_death(causes: Sequence[BaseException]) -> bool:
+    """Whether a group failed because a worker or its machine is gone, which says less of the next attempt than what
+    code raises. What the others raise then doesn't count, and may be all that is known."""
+    gone = any(isinstance(cause, RayActorError) for cause in causes)
+    return gone or all(_CUT.search(str(cause)) for cause in causes)
 
 
 def first_line(error: BaseException) -> str:

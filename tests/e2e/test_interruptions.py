@@ -185,7 +185,7 @@ def test_hopeless_values_stop_the_run_and_name_the_peer(ray_cluster: str, tmp_pa
 
 def test_what_always_fails_is_given_up(ray_cluster: str, tmp_path: Path) -> None:
     peers = ["tests.e2e.own_parts:breaks_later", "resnet8"]
-    with pytest.raises(TrainingFailed, match=r"failed 3 times in a row without any progress; last: .*worn out"):
+    with pytest.raises(TrainingFailed, match=r"failed \d+ times in a row without any progress; last: .*worn out"):
         train(tiny.config(tmp_path, name="broken", peers=peers, image_size=16, epochs=5))
     # The epoch before it broke was recorded once, and is still there.
     assert [row["epoch"] for row in tiny.rows(tmp_path / "runs" / "broken")] == [1]

@@ -219,6 +219,29 @@ def test_a_checkpoint_without_a_peers_file_is_none(reporter: tuple[EpochReporter
     assert reported("checkpoint-epoch0007") == ["checkpoint-epoch0006", "checkpoint-epoch0007"]
 
 
+def test_what_a_killed_attempt_left_is_no_checkpoint_to_keep(
+    reporter: tuple[EpochReporter, Told, Path], disk: Disk
+) -> None:
+    rows, _, _ = reporter
+    run = disk.place / "run"
+    for name in ("checkpoint-epoch0001", "checkpoint-epoch0002", "checkpoint-epoch0002-step000100"):
+        make(run / name)
+    restored = {"event": "restored", "reports": [], "warnings": ["torn"], "checkpoint": "checkpoint-epoch0002"}
+    rows.after_report(None, [restored], None)
+    left = {}
+    for step in (50, 150, 200):
+        name = f"checkpoint-epoch0002-step{step:06d}"
+        make(run / name)
+        rows.after_report(None, [{"event": "checkpoint", "checkpoint": name, "leaving": False}], None)
+        left[step] = sorted(path.name.removeprefix("checkpoint-epoch0002") for path in run.glob("checkpoint-*"))
+    # That of step 100 is left alone while workers may be at work on it.
+    assert left == {
+        50: ["", "-step000050", "-step000100"],
+        150: ["-step000050", "-step000150"],
+        200: ["-step000150", "-step000200"],
+    }
+
+
 def test_an_event_on_a_full_disk_is_left_out_and_not_torn(disk: Disk) -> None:
     live = disk.place / "live.jsonl"
     tell(str(live), {"event": "one", "text": "x" * 3000})

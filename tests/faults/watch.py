@@ -38,10 +38,10 @@ class Life:
 class Watch:
     """Memory and open files of every process under this one, and what storage holds, sampled from a thread."""
 
-    WARM_UP, LOOK_SECONDS, LONG = 60.0, 2.0, 300.0
-    # Titles of processes that run this project's code, and by how much they may grow.
-    OURS = ("metamixer_ray.", "TrainWorker", "TrainController", "PeersTrial")
-    FLAT = 0.05
+    WARM_UP, LOOK_SECONDS, LONG = 60.0, 2.0, 60.0
+    # Titles of processes that run this project's code, and by how much most of them may grow.
+    OURS = ("metamixer_ray.train", "TrainController", "TrainWorker")
+    FLAT, MORE_FILES = 0.05, 2
 
     def __init__(self, storage: Path) -> None:
         self._storage, self._over = storage, threading.Event()
@@ -77,14 +77,20 @@ class Watch:
         self._thread.join()
 
     def grown(self) -> list[str]:
-        """This project's processes that lived long enough to tell, and grew by more than they may."""
-        return [
-            f"{role} ({life.seconds / 60:.1f} min): {life.growth:.1%}"
-            for role, lives in sorted(self._lives.items())
-            if any(name in role for name in self.OURS)
-            for life in lives.values()
-            if life.seconds >= self.LONG and life.growth > self.FLAT
-        ]
+        """The kinds of this project's processes that grew by more than they may, or of which none lived long enough to
+        tell: what the median life of them gained in memory and open files."""
+        found = []
+        for kind in self.OURS:
+            lives = [life for role, all_of in self._lives.items() if kind in role for life in all_of.values()]
+            long = [life for life in lives if life.seconds >= self.LONG]
+            if not long:
+                found.append(f"{kind}: none of {len(lives)} lived for {self.LONG + self.WARM_UP:g} seconds")
+                continue
+            memory = median(life.growth for life in long)
+            files = median(last - first for first, last in (life.ends(2) for life in long))
+            if memory > self.FLAT or files > self.MORE_FILES:
+                found.append(f"{kind}, {len(long)} lives: memory {memory:+.1%}, open files {files:+g}")
+        return found
 
     def table(self) -> str:
         """Of each kind of process the longest life and the one that grew most of those that lived long enough."""
@@ -107,6 +113,9 @@ class Watch:
 def _role(process: psutil.Process) -> str:
     """What a process is: its title, its program, or the module that Python runs."""
     words = process.cmdline() or [process.name()]
+    if words[0].startswith("ray::"):
+        # The title of an actor changes with what it is at.
+        return words[0].split(".")[0][:40]
     if "python" not in Path(words[0]).name:
         return Path(words[0]).name[:40]
     return " ".join(words[1:3])[-40:]
