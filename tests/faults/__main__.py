@@ -94,7 +94,7 @@ def main() -> int:
             watch.end()
             print(watch.table())
     for kind in (grown := watch.grown()):
-        print(f"not flat: {kind}")
+        print(f"not flat, or not known to be: {kind}")
     return 1 if grown else 0
 
 
