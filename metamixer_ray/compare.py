@@ -129,8 +129,7 @@ def stand(methods: Sequence[Method], ledger: Ledger, batch_size: int) -> list[St
         known.setdefault(trial.origin, read_method(trial.origin))
         seed = trial.settings["seed"]
         if trial.status == "finished":
-            folder = ledger.place(trial.number)
-            rows = ledger.insist(lambda folder=folder: journal_of(folder).rows(), f"what is in {folder} can't be read")  # type: ignore[misc]
+            rows = ledger.read(trial.number, lambda folder: journal_of(folder).rows())
             outcomes.setdefault(trial.origin, []).append(read_outcome(rows, seed, batch_size))
         else:
             failed.setdefault(trial.origin, []).append(f"seed {seed}: {trial.reason}")

@@ -80,15 +80,7 @@ class Ledger:
 
     def __init__(self, folder: RunFolder, patience: float = 0.0, warn: Callable[[str], None] | None = None) -> None:
         self.folder, self._patience, self._warn = folder, patience, warn or logger.warning
-        self._trials = self.insist(lambda: _read(folder), f"the records in {folder} can't be read")
-
-    def insist(self, work: Callable[[], T], what: str) -> T:
-        """Do ``work`` on the sweep's storage, and again where it fails for a while; ``what`` doesn't go, in words.
-
-        Raises:
-            StorageFailed: patience is over.
-        """
-        return insist(work, what, self._patience, self._warn)
+        self._trials = self._insist(lambda: _read(folder), f"the records in {folder} can't be read")
 
     def trials(self) -> list[Trial]:
         """All trials, in order."""
@@ -101,6 +93,23 @@ class Ledger:
     def place(self, number: int) -> RunFolder:
         """The run folder of a trial."""
         return self.folder.inside(self._trials[number].name)
+
+    def read(self, number: int, look: Callable[[RunFolder], T]) -> T:
+        """What ``look`` finds in the run folder of a trial, where it looks again while storage fails.
+
+        Raises:
+            StorageFailed: patience is over.
+        """
+        place = self.place(number)
+        return self._insist(lambda: look(place), f"what is in {place} can't be read")
+
+    def mark(self, number: int, name: str) -> None:
+        """Put an empty file of this name into the run folder of a trial; insists like :meth:`read`."""
+        place = self.place(number)
+        self._insist(lambda: place.write(name, ""), f"{place}/{name} can't be written")
+
+    def _insist(self, work: Callable[[], T], what: str) -> T:
+        return insist(work, what, self._patience, self._warn)
 
     def add(
         self,
@@ -138,7 +147,7 @@ class Ledger:
             place.create()
             place.write_json(TRIAL, asdict(trial))
 
-        self.insist(write, f"the record of trial {trial.name} can't be written")
+        self._insist(write, f"the record of trial {trial.name} can't be written")
 
 
 def _read(folder: RunFolder) -> dict[int, Trial]:

@@ -103,10 +103,7 @@ def curves(plan: SweepPlan, ledger: Ledger) -> dict[str, dict[int, float]]:
     return {
         trial.name: {
             epoch: score_of(value, plan.objective)
-            for epoch, value in ledger.insist(
-                lambda trial=trial: objectives(ledger.place(trial.number), plan.objective),  # type: ignore[misc]
-                f"what is in {ledger.place(trial.number)} can't be read",
-            ).items()
+            for epoch, value in ledger.read(trial.number, lambda folder: objectives(folder, plan.objective)).items()
         }
         for trial in ledger.trials()
     }

@@ -159,8 +159,7 @@ class Watcher:
 
     def _settled(self, trial: Trial) -> Trial:
         """A trial as its record has it: what was stopped trained on until the stop had reached its workers."""
-        folder, kind = self._ledger.place(trial.number), self._plan.objective
-        told = self._ledger.insist(lambda: outcomes(folder, kind), f"what is in {folder} can't be read")
+        told = self._ledger.read(trial.number, lambda folder: outcomes(folder, self._plan.objective))
         if trial.status != "stopped" or not told or told[-1]["epoch"] <= trial.epochs:
             return trial
         settled = self._record(trial.number, told[-1])
@@ -168,12 +167,11 @@ class Watcher:
 
     def _close(self, trial: Trial) -> None:
         """Send MLflow what it lacks of a trial, and close its run with the status that fits."""
-        folder = self._ledger.place(trial.number)
         # Its own controller may still be writing to the run.
-        self._await_end(folder, time.monotonic() + STOP_SECONDS)
-        self._ledger.insist(lambda: give_back(folder), f"what is in {folder} can't be read")
+        self._await_end(self._ledger.place(trial.number), time.monotonic() + STOP_SECONDS)
+        self._ledger.read(trial.number, give_back)
         trial = self._settled(trial)
-        rows = self._ledger.insist(lambda: journal_of(folder).rows(), f"what is in {folder} can't be read")
+        rows = self._ledger.read(trial.number, lambda folder: journal_of(folder).rows())
         try:
             settings = flatten(self._plan.config(trial.settings))
         except UserError:
@@ -191,4 +189,4 @@ class Watcher:
         writer.wait(REACH_SECONDS)
         patience = CLOSE_SECONDS if writer.run_id is not None else AWAY_SECONDS
         if writer.finish(_MLFLOW_STATUS[trial.status], patience) and trial.over:
-            self._ledger.insist(lambda: folder.write(TRACKED, ""), f"{folder}/{TRACKED} can't be written")
+            self._ledger.mark(trial.number, TRACKED)

@@ -99,7 +99,7 @@ def test_what_is_streamed_waits(
 
 
 class Stumbling:
-    """A store of local files that fails at every so manieth read, and answers the next one."""
+    """A store of local files of which every ``every``-th read fails, and the next one goes."""
 
     type_name = "s3"
 

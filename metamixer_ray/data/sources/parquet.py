@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -138,7 +139,7 @@ def first_image(files: Sequence[RemoteFile], image_column: str | None, label_col
                 return column[0].as_py() or b""
         return None
 
-    found = (patiently(file, lambda file=file: first(file)) for file in files)  # type: ignore[misc]
+    found = (patiently(file, partial(first, file)) for file in files)
     return next((image for image in found if image is not None), b"")
 
 
@@ -318,7 +319,7 @@ def _chunks(files: Sequence[RemoteFile], image: str, label: str) -> Iterator[Chu
         with ExitStack() as opened:
             reader = _Rows(file, [image, label], opened)
             while True:
-                images, labels = patiently(file, lambda reader=reader, first=first: reader.after(first))  # type: ignore[misc]
+                images, labels = patiently(file, partial(reader.after, first))
                 if not images:
                     break
                 yield Chunk(images, labels, [f"{file.shown}, row {first + i}" for i in range(len(images))])
@@ -337,8 +338,8 @@ class _Rows:
         self._file, self._columns, self._opened = file, columns, opened
         self._batches: Iterator[Any] | None = None
 
-    def after(self, first: int) -> tuple[list[bytes | None], list[int | None]]:
-        """Images and labels of some rows from row ``first`` on; none after the last."""
+    def after(self, first: int) -> tuple[list[Any], list[Any]]:
+        """Images (bytes or None) and labels (int or None) of some rows from row ``first`` on; none after the last."""
         import pyarrow.compute as pc
 
         going, self._batches = self._batches, None
