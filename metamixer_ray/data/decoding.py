@@ -2,27 +2,20 @@
 
 import io
 import logging
-import multiprocessing
-import os
 import re
-import sys
-import threading
 import warnings
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from metamixer_ray.data.helpers import helped
 from metamixer_ray.data.sources.base import CHUNK_ROWS, Chunk, RawImage
-from metamixer_ray.errors import ProcessKilled
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -30,8 +23,8 @@ T = TypeVar("T")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What encoded images may be. Pillow knows more, but for some it starts other programs: Ghostscript for EPS."""
 
-# Decoding fewer rows takes about a second, and a pool isn't worth its processes.
-POOL_FROM_ROWS = 4_000
+# Decoding fewer rows takes about a second, which isn't worth processes.
+HELPED_FROM_ROWS = 4_000
 
 
 @dataclass(frozen=True)
@@ -172,43 +165,20 @@ def _printable(error: Exception) -> str:
 def decode_all(
     chunks: Iterator[Chunk], *, size: int | None, rows: int, processes: int
 ) -> Generator[Decoded, None, None]:
-    """Decode all chunks in order, with a pool of ``processes`` when there are rows enough to pay for one.
+    """Decode all chunks in order, with ``processes`` when there are rows enough to pay for them.
 
     Raises:
-        ProcessKilled: a pool process was, which is nearly always the machine running out of memory.
+        ProcessKilled: one of them was, which is nearly always the machine running out of memory.
     """
-    if processes < 2 or rows < POOL_FROM_ROWS:
+    if processes < 2 or rows < HELPED_FROM_ROWS:
         for chunk in chunks:
             yield decode_chunk(chunk, size)
         return
-    # fork, as the loader's processes: a spawned child would run the main script again, import everything anew
-    # and take seconds. A child here only runs Pillow and NumPy. Elsewhere than on Linux fork isn't safe.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    pending: deque[Future[Decoded]] = deque()
-    pool = ProcessPoolExecutor(min(processes, -(-rows // CHUNK_ROWS)), mp_context=context, initializer=end_with_parent)
-    try:
-        for chunk in chunks:
-            pending.append(pool.submit(decode_chunk, chunk, size))
-            if len(pending) > 3 * processes:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise ProcessKilled(
-            "a process that decodes images was killed, most likely because memory ran out; nothing was "
-            "lost: start again with more memory or fewer CPUs per worker"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def end_with_parent() -> None:
-    """Have this process end when its parent does, however that ends: a pool's process would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
+    yield from helped(
+        partial(decode_chunk, size=size),
+        chunks,
+        processes=min(processes, -(-rows // CHUNK_ROWS)),
+        each=3,
+        who="a process that decodes images",
+        remedy="nothing was lost: start again with more memory or fewer CPUs per worker",
+    )

@@ -1,30 +1,28 @@
 """Batches for training and evaluation, the same whoever prepares them and in how many processes."""
 
+import contextlib
 import logging
 import math
-import multiprocessing
-import sys
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from metamixer_ray.data import augmentation
 from metamixer_ray.data.cache import REPORTED
 from metamixer_ray.data.config import Augment, DataConfig
+from metamixer_ray.data.helpers import helped
 from metamixer_ray.data.image_set import ImageSet
 from metamixer_ray.data.sampler import BatchOrder
 from metamixer_ray.data.sources import resolve_augment
-from metamixer_ray.errors import ConfigError, DataError, ProcessKilled
+from metamixer_ray.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +58,7 @@ class _Job(NamedTuple):
     fetched: Any
 
 
-class _Batches(Dataset[Batch | DataError]):
+class _Batches:
     """Makes one replica's batches, in whatever process."""
 
     def __init__(
@@ -76,13 +74,9 @@ class _Batches(Dataset[Batch | DataError]):
             for step, needed in enumerate(fetched, start=first_step):
                 yield _Job(step, needed)
 
-    def __getitem__(self, job: _Job) -> Batch | DataError:
+    def __call__(self, job: _Job) -> Batch:
         draws = None if self.draw is None else self.draw(job.step)
-        try:
-            made = self.images.make(self.parts[job.step], job.fetched, self.augment, draws)
-        except DataError as error:
-            # Returned, since a DataLoader would hide it in the traceback of its process.
-            return error
+        made = self.images.make(self.parts[job.step], job.fetched, self.augment, draws)
         return Batch(made.images, self.images.labels[made.indices], made.indices, job.step, made.replaced)
 
 
@@ -221,79 +215,49 @@ def _run(
     if remaining <= 0:
         return
     bad = 0
-    with closing(batches.jobs(first_step, ahead)) as jobs:
+    with contextlib.ExitStack() as open_ones:
+        jobs = open_ones.enter_context(closing(batches.jobs(first_step, ahead)))
+        made: Generator[Batch, None, None] = (batches(job) for job in jobs)
         if processes:
-            made = _by_processes(batches, jobs, min(processes, remaining), pin)
-        else:
-            made = _by_thread(batches, jobs, pin)
-        with closing(made):
-            for batch in made:
-                if isinstance(batch, DataError):
-                    raise batch
-                for problem in batch.replaced:
-                    bad += 1
-                    if bad <= REPORTED:
-                        logger.warning("bad image: %s", problem)
-                yield batch
+            # Reading of files stays in this process.
+            made = helped(
+                batches,
+                jobs,
+                processes=min(processes, remaining),
+                each=2,
+                who="a loader process",
+                remedy="if it happens again, give fewer --loader-processes or a smaller --stream-window",
+            )
+        if pin:
+            made = _pinned(made)
+        if pin or not processes:
+            made = _one_ahead(made)
+        for batch in open_ones.enter_context(closing(made)):
+            for problem in batch.replaced:
+                bad += 1
+                if bad <= REPORTED:
+                    logger.warning("bad image: %s", problem)
+            yield batch
     if bad:
         logger.warning("%d bad images were skipped in this pass", bad)
 
 
-def _by_thread(batches: _Batches, jobs: Iterator[_Job], pin: bool) -> Generator[Batch | DataError, None, None]:
+def _pinned(made: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+    with closing(made):
+        for batch in made:
+            yield batch.pin_memory()
+
+
+def _one_ahead(made: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
     """Each batch, the next one being made by a thread while the caller uses this one."""
-
-    def make() -> Batch | DataError | None:
-        job = next(jobs, None)
-        made = None if job is None else batches[job]
-        return made.pin_memory() if pin and isinstance(made, Batch) else made
-
     pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
     try:
-        coming: Future[Batch | DataError | None] = pool.submit(make)
+        coming: Future[Batch | None] = pool.submit(next, made, None)
         while (ready := coming.result()) is not None:
-            coming = pool.submit(make)
+            coming = pool.submit(next, made, None)
             yield ready
     finally:
         # Also runs when the generator is dropped half-way: the batch in the making is waited for, then the
         # thread ends.
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _by_processes(
-    batches: _Batches, jobs: Iterable[_Job], processes: int, pin: bool
-) -> Generator[Batch | DataError, None, None]:
-    """Each batch, made by processes; the jobs, and all reading of files, stay in this one."""
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=jobs,
-        num_workers=processes,
-        collate_fn=_as_it_is,
-        pin_memory=pin,
-        # Without its own generator a DataLoader draws a seed from torch's global one, and dropout would
-        # follow.
-        generator=torch.Generator(),
-        # fork shares the memory map and the order at no cost; elsewhere than on Linux it isn't safe.
-        multiprocessing_context="fork" if sys.platform == "linux" else None,
-    )
-    others = set(multiprocessing.active_children())
-    iterator = iter(loader)
-    helpers = set(multiprocessing.active_children()) - others
-    try:
-        yield from iterator
-        return
-    except Exception as error:  # of what a killed process had begun to send, nearly anything
-        # Its connections are closed a moment before it is over.
-        if isinstance(error, DataError) or not wait([helper.sentinel for helper in helpers], timeout=1):
-            raise
-        what = str(error).partition(". ")[0]
-    # Neither torch's error, whose traceback knows the iterator, nor this one keeps the other processes alive.
-    del iterator
-    raise ProcessKilled(
-        f"a loader process was killed, most likely because memory ran out ({what}); if it happens again, give fewer "
-        "--loader-processes or a smaller --stream-window"
-    )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
+        made.close()

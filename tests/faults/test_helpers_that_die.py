@@ -1,19 +1,25 @@
 """Processes that prepare images: one that is killed is noticed, and none outlives the process that it works for."""
 
+import itertools
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from metamixer_ray.data import Batch, BatchOrder, DataConfig, load_splits, train_batches
+from metamixer_ray.data.helpers import helped
 from metamixer_ray.errors import ProcessKilled, UserError
 from tests.data.drawing import drawn_set
 from tests.e2e.waiting import wait_for
@@ -57,15 +63,6 @@ def in_a_thread(work: Callable[[], object]) -> None:
         raise raised[0]
 
 
-@pytest.fixture
-def _unsignalled() -> Iterator[None]:
-    """torch tells a main thread of the deaths of loader processes by a signal, once it ever had one."""
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGCHLD, before)
-
-
-@pytest.mark.usefixtures("_unsignalled")
 @pytest.mark.parametrize("streaming", ["no", "yes"])
 @pytest.mark.parametrize("victims", [1, 2])
 @pytest.mark.parametrize("attempt", range(EXAMPLES))
@@ -95,6 +92,39 @@ def test_a_killed_loader_process_is_noticed_and_training_can_go_on(
     assert all(torch.equal(a.images, b.images) for a, b in zip(whole, [*seen, *rest], strict=True))
 
 
+MEGABYTES = 20
+"""Of a result: far more than a pipe holds, so that a process could be killed after half of it."""
+
+
+def large(job: int) -> tuple[int, NDArray[np.uint8], bytes]:
+    return job, np.full(MEGABYTES << 19, job % 251, np.uint8), bytes(MEGABYTES << 19)
+
+
+@pytest.mark.parametrize("attempt", range(10 * EXAMPLES))
+def test_a_helper_killed_while_it_sends_a_large_result_is_noticed(attempt: int) -> None:
+    dice = random.Random(attempt)
+    before = set(multiprocessing.active_children())
+    done: list[int] = []
+
+    def consume() -> None:
+        coming = helped(large, itertools.count(), processes=2, each=3, who="a process", remedy="go on")
+        for (job, array, _), due in zip(coming, itertools.count(), strict=False):
+            assert (job, int(array[0]), int(array[-1])) == (due, due % 251, due % 251)
+            done.append(job)
+
+    def kill() -> None:
+        assert wait_for(lambda: bool(done), 30)
+        time.sleep(dice.uniform(0, 0.1))
+        dice.choice(list(set(multiprocessing.active_children()) - before)).kill()
+
+    murderer = threading.Thread(target=kill)
+    murderer.start()
+    with pytest.raises(ProcessKilled, match=r"^a process was killed, .*exit code -9\); go on"):
+        in_a_thread(consume)
+    murderer.join()
+    assert set(multiprocessing.active_children()) == before
+
+
 LOADING = """
 from pathlib import Path
 from tests.faults.test_helpers_that_die import batches, config_of
@@ -105,7 +135,7 @@ DECODING = """
 from metamixer_ray.data import decoding
 from metamixer_ray.data.sources.base import Chunk
 from tests.data.drawing import encoded, picture
-decoding.POOL_FROM_ROWS = 0
+decoding.HELPED_FROM_ROWS = 0
 chunks = (Chunk([encoded(picture(0))] * 128, [0] * 128, [""] * 128) for _ in range(10_000))
 stream = decoding.decode_all(chunks, size=8, rows=1_280_000, processes=2)
 next(stream)
