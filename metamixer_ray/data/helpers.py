@@ -3,8 +3,8 @@
 multiprocessing's pools and torch's DataLoader share queues among their processes: one that is killed while it holds a
 queue's lock, or after half of a result, leaves all others, and whom they work for, waiting for ever. Here each helper
 has a connection of its own, which its death closes wherever it was; and over it go only descriptors of nameless memory,
-so that nobody waits for a reader, and nothing is left of a dead helper. Nobody else can reach such a connection: that is
-why this module alone may pickle.
+so that nobody waits for a reader, and nothing is left of a dead helper. Nobody else can reach such a connection, which
+is why this module alone may pickle.
 """
 
 import io
