@@ -1,11 +1,10 @@
 """Batches for training and evaluation, the same whoever prepares them and in how many processes."""
 
-import contextlib
 import logging
 import math
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -215,11 +214,11 @@ def _run(
     if remaining <= 0:
         return
     bad = 0
-    with contextlib.ExitStack() as open_ones:
+    with ExitStack() as open_ones:
         jobs = open_ones.enter_context(closing(batches.jobs(first_step, ahead)))
         made: Generator[Batch, None, None] = (batches(job) for job in jobs)
         if processes:
-            # Reading of files stays in this process.
+            # Files are still read in this process, each part of them once for all batches that it is in.
             made = helped(
                 batches,
                 jobs,
@@ -251,13 +250,16 @@ def _pinned(made: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
 def _one_ahead(made: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
     """Each batch, the next one being made by a thread while the caller uses this one."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    coming: Future[Batch | None] = pool.submit(next, made, None)
     try:
-        coming: Future[Batch | None] = pool.submit(next, made, None)
         while (ready := coming.result()) is not None:
             coming = pool.submit(next, made, None)
             yield ready
     finally:
         # Also runs when the generator is dropped half-way: the batch in the making is waited for, then the
         # thread ends.
-        pool.shutdown(wait=True, cancel_futures=True)
-        made.close()
+        del coming  # its error's traceback knows this frame
+        try:
+            pool.shutdown(wait=True, cancel_futures=True)
+        finally:
+            made.close()

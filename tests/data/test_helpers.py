@@ -4,7 +4,10 @@ import gc
 import itertools
 import multiprocessing
 import os
+import socket
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,29 @@ def test_arrays_and_tensors_arrive_as_they_were_and_can_be_written_to(shape: tup
     back["arrays"][0][...] = 0
 
 
+@pytest.mark.parametrize("made", [torch.zeros, torch.ones])
+def test_tensors_keep_how_they_lie_in_memory(made: Any) -> None:
+    sent = [
+        made(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        made(3, 4, 5, dtype=torch.uint8).permute(2, 0, 1),
+        made(3, 1, requires_grad=True),
+        made(()),
+    ]
+    ((back, _),) = helped(described, [sent], processes=1, each=1, **NAMED)
+    for ours, theirs in zip(sent, back, strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.stride() == theirs.stride()
+        assert not theirs.requires_grad
+
+
+def test_what_has_gaps_or_stands_in_one_place_arrives_too() -> None:
+    sent = [torch.arange(12).view(3, 4)[:, ::2], torch.ones(1).expand(5), np.array(["a", None], dtype=object)]
+    ((back, _),) = helped(described, [sent], processes=1, each=1, **NAMED)
+    assert torch.equal(back[0], sent[0])
+    assert torch.equal(back[1], sent[1])
+    assert np.array_equal(back[2], sent[2])
+
+
 def refuse(job: int) -> int:
     if job == 3:
         raise DataError("row 3: not an image")
@@ -83,6 +109,28 @@ def test_what_cannot_be_sent_back_is_an_error_too() -> None:
     assert "_send" in raised.value.__notes__[0]
 
 
+def refuse_to_arrive() -> None:
+    raise ValueError("not here")
+
+
+class Reluctant:
+    """Something that can be pickled, and not unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return refuse_to_arrive, ()
+
+
+def test_a_job_that_cannot_be_read_is_an_error_too() -> None:
+    with pytest.raises(ValueError, match="not here"):
+        list(helped(described, [Reluctant()], processes=1, each=1, **NAMED))
+
+
+def test_no_process_and_too_much_at_once_are_refused() -> None:
+    for processes, each in ((0, 1), (1, 0), (1, 65)):
+        with pytest.raises(ValueError, match="give at least 1"):
+            next(helped(described, [1], processes=processes, each=each, **NAMED))
+
+
 def test_jobs_are_asked_for_no_further_ahead_than_said_and_their_error_is_raised() -> None:
     asked: list[int] = []
 
@@ -93,11 +141,12 @@ def test_jobs_are_asked_for_no_further_ahead_than_said_and_their_error_is_raised
         raise DataError("the file is torn")
 
     coming = helped(described, jobs(), processes=2, each=3, **NAMED)
-    for taken in range(1, 5):
-        next(coming)
+    for taken in range(1, 15):
+        assert next(coming)[0] == taken - 1
         assert len(asked) == taken + 2 * 3
+    assert [job for job, _ in itertools.islice(coming, 6)] == list(range(14, 20))
     with pytest.raises(DataError, match="torn"):
-        list(coming)
+        next(coming)
     assert not multiprocessing.active_children()
 
 
@@ -118,6 +167,48 @@ def test_nothing_is_left_open_on_disk_or_running(tmp_path: Path, monkeypatch: py
     # What else is in this process may open some meanwhile.
     assert descriptors() < before + rounds
     assert not list(tmp_path.iterdir())
+
+
+def after_a_while(job: float) -> float:
+    time.sleep(job)
+    return job
+
+
+def test_a_default_timeout_of_sockets_means_nothing_here() -> None:
+    socket.setdefaulttimeout(0.05)
+    try:
+        coming = helped(after_a_while, iter([0.0, 0.3]), processes=1, each=1, **NAMED)
+        assert next(coming) == 0.0
+        assert next(coming) == 0.3
+        coming = helped(after_a_while, (0.0 for _ in range(2)), processes=1, each=1, **NAMED)
+        assert next(coming) == 0.0
+        time.sleep(0.3)
+        assert next(coming) == 0.0
+    finally:
+        socket.setdefaulttimeout(None)
+
+
+def sockets(process: int | str) -> set[str]:
+    found = set()
+    for name in os.listdir(f"/proc/{process}/fd"):
+        with suppress(FileNotFoundError):  # what listed them
+            found.add(os.readlink(f"/proc/{process}/fd/{name}"))
+    return {name for name in found if name.startswith("socket:")}
+
+
+def test_helpers_hold_no_end_of_the_connections_of_others() -> None:
+    """Or a death would be hidden, and what nobody reads any more stay in memory."""
+    before = sockets("self")
+    first = helped(described, itertools.count(), processes=3, each=1, **NAMED)
+    second = helped(described, itertools.count(), processes=2, each=1, **NAMED)
+    processes = {process for coming in (first, second) for _, process in itertools.islice(coming, 12)}
+    assert len(processes) == 5
+    ours = sockets("self") - before
+    assert len(ours) >= 5
+    for process in processes:
+        assert not sockets(process) & ours
+    first.close()
+    second.close()
 
 
 def test_two_groups_at_a_time_do_not_hold_each_other() -> None:

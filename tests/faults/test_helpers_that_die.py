@@ -119,10 +119,38 @@ def test_a_helper_killed_while_it_sends_a_large_result_is_noticed(attempt: int) 
 
     murderer = threading.Thread(target=kill)
     murderer.start()
-    with pytest.raises(ProcessKilled, match=r"^a process was killed, .*exit code -9\); go on"):
+    with pytest.raises(ProcessKilled, match=r"^a process was killed, most likely .* \(process \d+\); go on"):
         in_a_thread(consume)
     murderer.join()
     assert set(multiprocessing.active_children()) == before
+
+
+def ends_itself(job: int) -> int:
+    if job == 1:
+        time.sleep(3600)
+    if job == 2:
+        os._exit(3)
+    if job == 4:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return job
+
+
+def test_a_death_is_noticed_while_another_one_is_waited_for() -> None:
+    coming = helped(ends_itself, [0, 1, 2], processes=2, each=2, who="a process", remedy="go on")
+    assert next(coming) == 0
+    with pytest.raises(ProcessKilled, match=r"^a process ended in the midst of its work \(.*exit code 3\).*; go on"):
+        next(coming)
+
+
+def test_a_signal_is_named_and_is_the_helpers_own() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with pytest.raises(ProcessKilled, match=r"^a process was ended by SIGTERM \("):
+            list(helped(ends_itself, [4], processes=1, each=1, who="a process", remedy="go on"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not heard
 
 
 LOADING = """
@@ -142,21 +170,36 @@ next(stream)
 """
 
 
-@pytest.mark.parametrize("work", ["loading, no", "loading, yes", "decoding"])
+LONG = """
+import os, time
+from metamixer_ray.data.helpers import helped
+def work(job):
+    time.sleep(job)
+coming = helped(work, (3600 * (job > 0) for job in range(100)), processes=2, each=2, who="a process", remedy="go on")
+next(coming)
+if os.fork() == 0:  # it holds all that its parent had open
+    os.close(1)
+    time.sleep(3600)
+"""
+
+
+@pytest.mark.parametrize("work", ["loading, no", "loading, yes", "decoding", "a long job"])
 def test_helpers_end_with_the_process_that_they_work_for(tmp_path: Path, work: str) -> None:
     drawn_set(tmp_path / "set", train=400)
-    script = DECODING if work == "decoding" else LOADING.format(folder=str(tmp_path), streaming=work.split()[1])
+    scripts = {"decoding": DECODING, "a long job": LONG}
+    script = scripts.get(work) or LOADING.format(folder=str(tmp_path), streaming=work.split()[1])
     code = f"{script}\nprint('ready', flush=True)\nimport time\ntime.sleep(600)\n"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         try:
             assert parent.stdout is not None
             assert parent.stdout.readline() == "ready\n"
-            helpers = psutil.Process(parent.pid).children(recursive=True)
-            assert len(helpers) == 2
+            children = psutil.Process(parent.pid).children(recursive=True)
         finally:
             parent.kill()
+    helpers, others = children[:2], children[2:]
+    assert len(others) == (1 if work == "a long job" else 0)
     gone, alive = psutil.wait_procs(helpers, timeout=60)
-    for process in alive:
+    for process in (*alive, *others):
         process.kill()
     assert not alive
     assert len(gone) == 2
