@@ -50,8 +50,10 @@ def disturb(stage: Stage, options: Soak) -> Counter[str]:
         if stage.ended() is None:
             kind = stage.dice.choice(kinds)
             print(f"  {time.strftime('%H:%M:%S')} epoch {tiny.recorded(stage.folder):>4}: {kind}", flush=True)
-            FAULTS[kind](stage)
-            done[kind] += 1
+            if FAULTS[kind](stage):
+                done[kind] += 1
+            else:
+                print("           too late: whom it was for had just gone", flush=True)
     assert stage.reap() == 0, stage.told[-1]
     return done
 

@@ -70,71 +70,81 @@ def processes(name: str) -> list[psutil.Process]:
     return found
 
 
-def _send(victims: list[psutil.Process], number: int) -> None:
+def _send(victims: list[psutil.Process], number: int) -> bool:
+    """Whether any of them was still there."""
+    struck = False
     for victim in victims:
         with suppress(psutil.NoSuchProcess):
             victim.send_signal(number)
+            struck = True
+    return struck
 
 
 def _one(victims: list[psutil.Process], dice: random.Random) -> list[psutil.Process]:
     return [dice.choice(victims)] if victims else []
 
 
-def kill_worker(stage: Stage) -> None:
-    _send(_one(workers(os.getpid()), stage.dice), signal.SIGKILL)
+def kill_worker(stage: Stage) -> bool:
+    return _send(_one(workers(os.getpid()), stage.dice), signal.SIGKILL)
 
 
-def kill_workers(stage: Stage) -> None:
-    _send(workers(os.getpid()), signal.SIGKILL)
+def kill_workers(stage: Stage) -> bool:
+    return _send(workers(os.getpid()), signal.SIGKILL)
 
 
-def kill_loader(stage: Stage) -> None:
+def kill_loader(stage: Stage) -> bool:
     """Between epochs, and while workers start, there is none."""
     wait_for(lambda: stage.ended() is not None or bool(loaders(os.getpid())), seconds=60)
-    _send(_one(loaders(os.getpid()), stage.dice), signal.SIGKILL)
+    return _send(_one(loaders(os.getpid()), stage.dice), signal.SIGKILL)
 
 
-def hang_worker(stage: Stage) -> None:
-    _send(_one(workers(os.getpid()), stage.dice), signal.SIGSTOP)
+def hang_worker(stage: Stage) -> bool:
+    return _send(_one(workers(os.getpid()), stage.dice), signal.SIGSTOP)
 
 
-def terminate_worker(stage: Stage) -> None:
-    _send(_one(workers(os.getpid()), stage.dice), signal.SIGTERM)
+def terminate_worker(stage: Stage) -> bool:
+    return _send(_one(workers(os.getpid()), stage.dice), signal.SIGTERM)
 
 
-def kill_controller(stage: Stage) -> None:
-    _send(processes("ray::TrainController"), signal.SIGKILL)
+def kill_controller(stage: Stage) -> bool:
+    return _send(processes("ray::TrainController"), signal.SIGKILL)
 
 
-def kill_driver(stage: Stage) -> None:
+def kill_driver(stage: Stage) -> bool:
     assert stage.driver is not None
     stage.driver.kill()
-    stage.reap()
-    stage.run()
+    return _again(stage)
 
 
-def stop_driver(stage: Stage) -> None:
+def stop_driver(stage: Stage) -> bool:
     assert stage.driver is not None
     stage.driver.terminate()
-    stage.reap()
+    return _again(stage)
+
+
+def _again(stage: Stage) -> bool:
+    """Start a driver that was ended again. Whether it was: it may have come to its own end just before."""
+    struck = stage.reap() != 0
     stage.run()
+    return struck
 
 
-def lose_node(stage: Stage) -> None:
+def lose_node(stage: Stage) -> bool:
     """The machine is gone without a word, and after a while another comes."""
     lost = stage.cluster.worker_nodes.copy().pop()
     stage.cluster.remove_node(lost, allow_graceful=False)
     time.sleep(stage.dice.uniform(0, 3))
     add_node(stage.cluster)
+    return True
 
 
-def kill_raylet(stage: Stage) -> None:
+def kill_raylet(stage: Stage) -> bool:
     """Of a machine only Ray's own process dies; after a while it is gone, and another comes."""
     (struck,) = stage.cluster.worker_nodes
     (raylet,) = struck.all_processes["raylet"]
     raylet.process.kill()
     time.sleep(stage.dice.uniform(0, 3))
-    lose_node(stage)
+    return lose_node(stage)
 
 
 def drain(cluster: Any, node: Any, seconds: float) -> None:
@@ -145,13 +155,14 @@ def drain(cluster: Any, node: Any, seconds: float) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def take_node(stage: Stage) -> None:
+def take_node(stage: Stage) -> bool:
     """The machine is taken with a notice of 30 seconds; another one is there before."""
     leaving = stage.cluster.worker_nodes.copy().pop()
     add_node(stage.cluster)
     drain(stage.cluster, leaving, 30)
     time.sleep(30)
     stage.cluster.remove_node(leaving, allow_graceful=False)
+    return True
 
 
 def add_node(cluster: Any, **options: Any) -> None:
@@ -165,15 +176,15 @@ def add_node(cluster: Any, **options: Any) -> None:
                 raise
 
 
-def tear_checkpoint(stage: Stage) -> None:
+def tear_checkpoint(stage: Stage) -> bool:
     """The newest checkpoint is damaged, and a worker dies, so that it would be needed."""
     for name in checkpoint_names(RunFolder(str(stage.folder)))[:1]:
         with suppress(OSError):
             damage(stage.folder / name, stage.dice.choice(DAMAGES), stage.dice)
-    kill_worker(stage)
+    return kill_worker(stage)
 
 
-FAULTS: dict[str, Callable[[Stage], None]] = {
+FAULTS: dict[str, Callable[[Stage], bool]] = {
     "a worker is killed": kill_worker,
     "all workers are killed": kill_workers,
     "a loader process is killed": kill_loader,
@@ -187,6 +198,7 @@ FAULTS: dict[str, Callable[[Stage], None]] = {
     "a node is taken with notice": take_node,
     "the newest checkpoint is damaged": tear_checkpoint,
 }
+"""Each injects itself, and says whether it came in time."""
 
 
 @contextmanager
