@@ -16,10 +16,11 @@ from typing import Any
 
 import ray.train
 from ray.exceptions import RayActorError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
 from metamixer_ray.checkpoint import peer_files
 from metamixer_ray.departure import LeavingGroup
-from metamixer_ray.errors import ConfigError, StorageFailed, Unreachable, UserError
+from metamixer_ray.errors import ConfigError, ProcessKilled, StorageFailed, Unreachable, UserError
 from metamixer_ray.flags import Diverged
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.masking import masked
@@ -269,9 +270,10 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def tells_of_a_death(causes: Sequence[BaseException]) -> bool:
-    """Whether a group failed because a worker or its machine is gone, which says less of the next attempt than what
-    code raises. What the others raise then doesn't count, and may be all that is known."""
-    gone = any(isinstance(cause, RayActorError) for cause in causes)
+    """Whether a group failed because a worker, a process that helps it or its machine is gone, or doesn't answer, which
+    says less of the next attempt than what code raises. What the others raise then doesn't count, and may be all that
+    is known."""
+    gone = any(isinstance(cause, RayActorError | ProcessKilled | WorkerHealthCheckTimeoutError) for cause in causes)
     return gone or all(_CUT.search(str(cause)) for cause in causes)
 
 

@@ -4,14 +4,18 @@ from pathlib import Path
 
 import pytest
 from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
+from metamixer_ray.errors import ProcessKilled
 from metamixer_ray.reporting import HOPELESS, HOPELESS_DEATHS, EpochReporter
 from metamixer_ray.troubles import Troubles
 
-DEAD, CUT, BROKEN = (
+DEAD, CUT, BROKEN, HELPLESS, SILENT = (
     ActorDiedError(),
     RuntimeError("[pair.cc:561] Connection closed by peer [::1]:1"),
     OSError("worn out"),
+    ProcessKilled("a loader process was killed"),
+    WorkerHealthCheckTimeoutError("A worker health check has been hanging for 61 seconds"),
 )
 
 
@@ -29,8 +33,10 @@ def reporter(tmp_path: Path) -> EpochReporter:
         ({0: DEAD}, HOPELESS_DEATHS),
         ({0: CUT}, HOPELESS_DEATHS),
         ({0: DEAD, 1: BROKEN}, HOPELESS_DEATHS),
+        ({0: HELPLESS, 1: BROKEN}, HOPELESS_DEATHS),
+        ({0: SILENT}, HOPELESS_DEATHS),
     ],
-    ids=["code", "code and cut", "death", "cut", "death and what it led to"],
+    ids=["code", "code and cut", "death", "cut", "death and what it led to", "a loader process", "no answer"],
 )
 def test_what_code_raises_is_given_up_sooner_than_deaths(
     reporter: EpochReporter, failures: dict[int, Exception], allowed: int
