@@ -28,8 +28,9 @@ from metamixer_ray.departure import LeavingGroup
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.reporting import tell
 
-# Starts that fail in a row: the next would fail as well.
-HOPELESS_STARTS = 3
+# Starts in which a worker dies, in a row: the next would fail as well. Fewer than deaths later on, since what starts
+# first is often what takes too much memory.
+HOPELESS_STARTS = 5
 SIGN_OF_LIFE_SECONDS = 10.0
 # How many times as long as for an answer workers may take to start: imports and process groups take their time.
 START_SHARE = 10

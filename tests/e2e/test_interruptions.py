@@ -22,6 +22,7 @@ import ray
 from metamixer_ray import train
 from metamixer_ray.errors import TrainingFailed
 from metamixer_ray.folder import RunFolder
+from metamixer_ray.starting import HOPELESS_STARTS
 from metamixer_ray.tracking import Console
 from metamixer_ray.train import main
 from tests.e2e import tiny
@@ -52,13 +53,14 @@ def test_a_start_that_always_fails_is_given_up(ray_cluster: str, tmp_path: Path)
 
     killer = threading.Thread(target=kill_all)
     killer.start()
+    told = rf"died while the workers were being started, {HOPELESS_STARTS} times in a row"
     try:
-        with pytest.raises(TrainingFailed, match=r"died while the workers were being started, 3 times in a row"):
+        with pytest.raises(TrainingFailed, match=told):
             train(tiny.config(tmp_path, name="hopeless", epochs=EPOCHS))
     finally:
         ended.set()
         killer.join()
-    assert len(killed) >= 3
+    assert len(killed) >= HOPELESS_STARTS
     assert wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], seconds=20)
 
 
