@@ -61,8 +61,9 @@ class PlacementConfig:
     2xGPU=1,CPU=8,accelerator-type=T4. Ray doesn't tell. Default: $METAMIXER_GROWS_TO, or what the cluster launcher's
     file on the head node says."""
     max_failures: int = 100
-    """How often the workers are restarted from the last checkpoint after one of them died. Three times in a row without
-    an epoch or a checkpoint in between end the run before."""
+    """How often the workers are restarted from the last checkpoint after one of them failed. Ten deaths in a row, or
+    three errors that the code raises, without an epoch or a checkpoint in between end the run before; so do five deaths
+    in a row while workers start."""
 
 
 @dataclass(frozen=True, kw_only=True)
