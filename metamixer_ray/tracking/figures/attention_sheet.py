@@ -1,28 +1,21 @@
 """A sheet that shows where each peer looks: attention maps per stage over test images, with predictions."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metamixer_ray.tracking.figures.canvas import (
-    MUTED,
-    RIGHT_COLOUR,
-    WRONG_COLOUR,
-    clipped,
-    colour_of,
-    frame,
-    new_figure,
-    show_image,
-    smoothing,
-)
+from metamixer_ray.tracking.figures.canvas import MUTED, RIGHT_COLOUR, WRONG_COLOUR, clipped, colour_of
+from metamixer_ray.tracking.figures.picture_page import TITLE_HEIGHT, PicturePage
 
-_CELL = 1.15
-_GAP = 0.12
+# Inches.
+_SIDE = 1.1
+_GAP = 0.06
+_BETWEEN = 0.14
+_CAPTION = 0.25
+_HEAD = 0.42
+_MARGIN = 0.12
 _MOST_MAPS = 12
-_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def attention_sheet(
@@ -33,7 +26,6 @@ def attention_sheet(
     labels: Sequence[str],
     predictions: Sequence[Sequence[str]],
     correct: np.ndarray,
-    stage_names: Sequence[Sequence[str]] | None = None,
     title: str = "Where the peers look",
 ) -> Figure:
     """One row per image: the image, then each peer's attention at each stage with what it predicts.
@@ -47,74 +39,33 @@ def attention_sheet(
         labels: the n true class names.
         predictions: per peer n texts, such as ``cat 0.93``.
         correct: bool [peers, n].
-        stage_names: per peer, per stage; default ``stage 1``...
         title: above the sheet.
     """
     most_stages = max(len(maps) for maps in attention)
     across = max(_MOST_MAPS // most_stages, 1)
     bands = [range(start, min(start + across, len(names))) for start in range(0, len(names), across)]
-    width = 1.0 + len(bands[0]) * (most_stages + _GAP)
-    height = len(bands) * (len(images) * (_CELL + 0.27) + 0.45) + 0.4
-    figure = new_figure(max(_CELL * width + 0.2, 3.5), height)
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    areas = figure.subfigures(len(bands), 1, squeeze=False, hspace=0.02)[:, 0]
-    for area, peers in zip(areas, bands, strict=True):
-        widths = [1.0, *(w for _ in bands[0] for w in (_GAP, *([1.0] * most_stages)))]
-        grid = area.add_gridspec(len(images), len(widths), width_ratios=widths)
-        for row, image in enumerate(images):
-            first = area.add_subplot(grid[row, 0])
-            show_image(first, image)
-            _under(first, clipped(labels[row], 16), "black")
-            for place, peer in enumerate(peers):
-                column = 2 + place * (most_stages + 1)
-                maps = attention[peer]
-                for stage, values in enumerate(maps):
-                    axes = area.add_subplot(grid[row, column + stage])
-                    overlay(axes, image, np.asarray(values[row]))
-                    if row == 0:
-                        name = stage_names[peer][stage] if stage_names else f"stage {stage + 1}"
-                        axes.set_title(clipped(name, 14), fontsize=8, color=MUTED, pad=3)
-                whole = _spanning(area, grid[row, column : column + len(maps)], len(maps))
-                right = bool(correct[peer][row])
+    peer_width = most_stages * (_SIDE + _GAP) + _BETWEEN
+    band_height = _HEAD + len(images) * (_SIDE + _CAPTION)
+    width = max(_MARGIN + _SIDE + _GAP + len(bands[0]) * peer_width + _MARGIN, 3.5)
+    page = PicturePage(width, TITLE_HEIGHT + len(bands) * band_height + _MARGIN, title)
+    for band, peers in enumerate(bands):
+        top = TITLE_HEIGHT + band * band_height + _HEAD
+        rows = [top + row * (_SIDE + _CAPTION) for row in range(len(images))]
+        for y, image, label in zip(rows, images, labels, strict=True):
+            page.image(_MARGIN, y, _SIDE, image)
+            page.text(_MARGIN + _SIDE / 2, y + _SIDE + 0.05, clipped(label, 16), fontsize=8.5)
+        for place, peer in enumerate(peers):
+            maps, left = attention[peer], _MARGIN + _SIDE + _GAP + _BETWEEN + place * peer_width
+            middle = left + (len(maps) * (_SIDE + _GAP) - _GAP) / 2
+            name = clipped(names[peer], 13 * len(maps))
+            page.text(middle, top - _HEAD, name, fontsize=10, fontweight="bold", color=colour_of(peer))
+            for stage, values in enumerate(maps):
+                x = left + stage * (_SIDE + _GAP)
+                page.text(x + _SIDE / 2, top - 0.04, f"stage {stage + 1}", va="bottom", fontsize=8, color=MUTED)
+                for y, image, value in zip(rows, images, values, strict=True):
+                    page.attention(x, y, _SIDE, image, np.asarray(value))
+            for y, told, right in zip(rows, predictions[peer], correct[peer], strict=True):
                 mark, colour = ("✓", RIGHT_COLOUR) if right else ("✗", WRONG_COLOUR)
-                _under(whole, f"{mark} {clipped(predictions[peer][row], 15 * len(maps) + 3)}", colour)
-                if row == 0:
-                    name = clipped(names[peer], 13 * len(maps))
-                    whole.set_title(name, fontsize=10, fontweight="bold", color=colour_of(peer), pad=15)
-    return figure
-
-
-def overlay(axes: Axes, image: np.ndarray, attention: np.ndarray) -> None:
-    """An attention map [h, w] in colour over a uint8 [3, H, W] image in grey, both filling the axes.
-
-    The less attention, the more transparent the colour, so that the image stays recognisable.
-    """
-    grey = np.tensordot(_LUMA, np.asarray(image, dtype=np.float64), axes=1)
-    height, width = grey.shape
-    extent = (0.0, float(width), float(height), 0.0)
-    axes.imshow(grey, cmap="gray", vmin=-60, vmax=275, extent=extent, interpolation=smoothing(image))
-    peak = float(attention.max())
-    strength = np.asarray(attention / peak if peak > 0 else attention, dtype=np.float64)
-    axes.imshow(
-        strength,
-        cmap="plasma",
-        vmin=0,
-        vmax=1,
-        alpha=0.15 + 0.6 * strength,
-        extent=extent,
-        interpolation="bilinear",
-    )
-    frame(axes)
-
-
-def _spanning(area: Any, cells: Any, stages: int) -> Axes:
-    """Invisible axes over the maps of one peer, as high as they are, for what belongs to all of them."""
-    axes: Axes = area.add_subplot(cells)
-    axes.set_axis_off()
-    axes.set_box_aspect(1 / (stages + 0.06 * (stages - 1)))
-    return axes
-
-
-def _under(axes: Axes, text: str, colour: str) -> None:
-    at = axes.transAxes
-    axes.text(0.5, -0.05, text, transform=at, ha="center", va="top", fontsize=8.5, color=colour)
+                told = f"{mark} {clipped(told, 15 * len(maps) + 3)}"
+                page.text(middle, y + _SIDE + 0.05, told, fontsize=8.5, color=colour)
+    return page.figure

@@ -60,25 +60,6 @@ def style_curves(axes: Axes, *, title: str, ylabel: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def show_image(axes: Axes, image: np.ndarray, **options: Any) -> None:
-    """Show uint8 [3, H, W] without axes; small images keep their pixels as squares."""
-    axes.imshow(np.moveaxis(np.asarray(image), 0, -1), interpolation=smoothing(image), **options)
-    frame(axes)
-
-
-def smoothing(image: np.ndarray) -> str:
-    """How an image [..., H, W] is scaled: pixels of small ones stay squares, large ones are smoothed."""
-    return "nearest" if max(image.shape[-2:]) <= 128 else "antialiased"
-
-
-def frame(axes: Axes) -> None:
-    """Only a thin line around an image, so that a white one has an edge."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set(color="#BBBBBB", linewidth=0.5)
-
-
 def clipped(text: str, length: int) -> str:
     """``text``, shortened to ``length`` characters with an ellipsis."""
     return text if len(text) <= length else text[: length - 1] + "…"

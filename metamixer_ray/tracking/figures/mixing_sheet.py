@@ -5,10 +5,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from metamixer_ray.tracking.figures.canvas import MUTED, clipped, new_figure, show_image
+from metamixer_ray.tracking.figures.canvas import MUTED, clipped
+from metamixer_ray.tracking.figures.picture_page import TITLE_HEIGHT, PicturePage
 
-_CELL = 1.35
-_LINE = 0.135
+# Inches.
+_SIDE = 1.2
+_GAP = 0.12
+_LINE = 0.115
+_MARGIN = 0.3
+_HEAD = 0.2
 _TERM_LENGTH = 20
 
 
@@ -57,41 +62,25 @@ def mixing_sheet(
     quadruples = len(images) // 4
     across = min(quadruples, 2)
     down = -(-quadruples // across)
-    terms = [max(text.count(" + ") + 1 for text in texts) for _, _, texts in stages]
-    heights = [_CELL + 0.12 + _LINE * n for n in terms]
-    figure = new_figure(across * (4 * _CELL + 0.6), down * (sum(heights) + 0.35) + 0.4)
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    blocks = figure.subfigures(down, across, squeeze=False, wspace=0.03, hspace=0.02)
+    heights = [_SIDE + _GAP + _LINE * (1 + max(text.count(" + ") for text in texts)) for _, _, texts in stages]
+    width, height = _MARGIN + 4 * (_SIDE + _GAP), _HEAD + sum(heights) + _GAP
+    page = PicturePage(across * width + _GAP, TITLE_HEIGHT + down * height, title)
     for quadruple in range(quadruples):
-        block = blocks[quadruple // across][quadruple % across]
-        grid = block.subplots(3, 4, squeeze=False, gridspec_kw={"height_ratios": heights})
-        for (stage, shown, texts), axes_row in zip(stages, grid, strict=True):
-            for member, axes in enumerate(axes_row):
-                row = 4 * quadruple + member
-                show_image(axes, shown[row])
-                axes.text(
-                    0.5,
-                    -0.04,
-                    _caption(texts[row]),
-                    transform=axes.transAxes,
-                    ha="center",
-                    va="top",
-                    fontsize=7,
-                )
-                if stage == "as they are":
-                    axes.set_title(("A1", "A2", "B1", "B2")[member], fontsize=8, color=MUTED, pad=3)
-            axes_row[0].text(
-                -0.08,
-                0.5,
-                stage,
-                transform=axes_row[0].transAxes,
-                rotation=90,
-                ha="right",
-                va="center",
-                fontsize=8.5,
-                color=MUTED,
+        left, top = _MARGIN + quadruple % across * width, TITLE_HEIGHT + quadruple // across * height + _HEAD
+        for member, name in enumerate(("A1", "A2", "B1", "B2")):
+            page.text(
+                left + member * (_SIDE + _GAP) + _SIDE / 2, top - 0.04, name, va="bottom", fontsize=8, color=MUTED
             )
-    return figure
+        for (stage, shown, texts), needed in zip(stages, heights, strict=True):
+            page.text(
+                left - 0.06, top + _SIDE / 2, stage, rotation=90, ha="right", va="center", fontsize=8.5, color=MUTED
+            )
+            for member in range(4):
+                x, row = left + member * (_SIDE + _GAP), 4 * quadruple + member
+                page.image(x, top, _SIDE, shown[row])
+                page.text(x + _SIDE / 2, top + _SIDE + 0.04, _caption(texts[row]), fontsize=7)
+            top += needed
+    return page.figure
 
 
 def _caption(text: str) -> str:
