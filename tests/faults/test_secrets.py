@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from metamixer_ray.config import TrainConfig, flatten, from_settings, identity, read_yaml, to_yaml
 from metamixer_ray.data import load_splits
 from metamixer_ray.errors import ConfigError, DataError, TrainingFailed
+from metamixer_ray.masking import is_masked, masked
 from metamixer_ray.runs import create_run, default_name, open_run
 from metamixer_ray.sweeps.config import SweepConfig
 from metamixer_ray.sweeps.opening import SWEEP, create_sweep, facts_of, open_sweep
@@ -38,12 +41,47 @@ def test_a_file_of_settings_holds_no_key_and_asks_for_it() -> None:
     from_settings({**flatten(kept), **given}).check()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://someone@corp.example:HIDDEN@mlflow.example/x",
+        "https://someone@corp.example:1234@HIDDEN@mlflow.example/x",
+        "postgresql://admin@server:HIDDEN@server.example/db",
+        "mysql+pymysql://u:HIDDEN@h/db and postgres://u:HID@DEN@h",
+        "oracle://u/HIDDEN@h",
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3Dx%3BPWD%3DHIDDEN&x=1",
+        "redis://:HIDDEN@h",
+        "https://HIDDEN@h/x",
+        "http://h/?auth=HIDDEN",
+        "http://h/?x=1&pass=HIDDEN",
+        "s3://KEY:HID DEN@bucket/x",
+        "--tracking-uri https://u:HID DEN@h/x is refused, see 'http://c:5000/a'",
+    ],
+)
+def test_no_form_of_a_place_shows_its_secret(text: str) -> None:
+    shown = masked(text)
+    assert "HID" not in shown
+    assert "DEN" not in shown
+    assert is_masked(shown)
+    assert masked(shown) == shown
+
+
+@given(
+    st.sampled_from(["https", "s3", "postgresql+psycopg"]),
+    st.from_regex(r"[a-z]{1,4}(@[a-z]{1,4}(\.[a-z]{1,3})?)?", fullmatch=True),
+    st.text(st.characters(exclude_categories=["Z", "C"]), min_size=1, max_size=8),
+)
+def test_no_user_and_password_are_shown(scheme: str, user: str, password: str) -> None:
+    place = f"{scheme}://{user}:#{password}#@host/x"
+    assert masked(f"it is {place}, which is away") == f"it is {scheme}://***@host/x, which is away"
+
+
 def test_places_without_keys_are_kept_as_they_are() -> None:
     places = {
         "data": "abfs://container@account.dfs.core.windows.net/set",
         "test_data": "gs://anonymous@bucket/test?retry_limit_seconds=60",
         "storage": "hdfs://someone@host:8020/runs",
-        "tracking_uri": "http://host:5000",
+        "tracking_uri": "http://host:5000?author=me",
     }
     kept = from_settings(yaml.safe_load(to_yaml(from_settings(places))))
     assert {name: flatten(kept)[name] for name in places} == places
