@@ -94,6 +94,7 @@ class Snapshot:
             "peer": self.peer,
             "epoch": self.content["progress"]["epoch"],
             "step": self.content["progress"]["step"],
+            "skipped_in_a_row": self.content["progress"]["skipped_in_a_row"],
             "sha256": _hash(weights),
             "identity": dict(self.identity),
         }
@@ -148,14 +149,31 @@ def _copied(value: Any) -> Any:
     return value
 
 
+def amid_skipped_steps(manifest: bytes) -> bool:
+    """Whether the last step before a peer's part of a checkpoint was skipped for non-finite values. What spoilt them
+    may be in it.
+
+    Raises:
+        TornCheckpoint: it isn't the manifest that was written.
+    """
+    return bool(_parse_manifest(manifest, "the manifest")["skipped_in_a_row"])
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     """A manifest with all its parts.
 
     Raises:
-        TornCheckpoint: it isn't what was written.
+        TornCheckpoint: it is missing, or isn't what was written.
     """
     try:
-        manifest = json.loads(path.read_text())
+        return _parse_manifest(path.read_bytes(), path)
+    except FileNotFoundError:
+        raise TornCheckpoint(f"{path} is missing from the checkpoint") from None
+
+
+def _parse_manifest(text: bytes, path: object) -> dict[str, Any]:
+    try:
+        manifest = json.loads(text)
         # Those of the first versions have no checksum.
         if manifest.pop(CHECK, None) not in (None, _checksum(manifest)):
             raise TornCheckpoint(f"{path} is not the manifest that was written (its checksum differs): torn or changed")
@@ -166,9 +184,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             "peer": manifest["peer"],
             "sha256": manifest["sha256"],
             "identity": manifest["identity"],
+            "skipped_in_a_row": manifest.get("skipped_in_a_row", 0),  # those of the first versions have none
         }
-    except FileNotFoundError:
-        raise TornCheckpoint(f"{path} is missing from the checkpoint") from None
     except TornCheckpoint:
         raise
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:

@@ -18,9 +18,9 @@ import ray.train
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
-from metamixer_ray.checkpoint import peer_files
+from metamixer_ray.checkpoint import amid_skipped_steps, peer_files
 from metamixer_ray.departure import LeavingGroup
-from metamixer_ray.errors import ConfigError, ProcessKilled, StorageFailed, Unreachable, UserError
+from metamixer_ray.errors import ConfigError, ProcessKilled, StorageFailed, TornCheckpoint, Unreachable, UserError
 from metamixer_ray.flags import Diverged
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.masking import masked
@@ -141,14 +141,15 @@ class EpochReporter(ray.train.UserCallback):
             # Never more rows than there are epochs in a checkpoint: a restart might have to train them again.
             self._record()
         if name is not None:
-            self._take(name, whole=whole)
+            self._take(name, whole=whole, amid_skipped=any(told["skipped_in_a_row"] for told in metrics))
         if whole and event == "checkpoint" and any(told["leaving"] for told in metrics):
             LeavingGroup.leaving = True
 
-    def _take(self, name: str, *, whole: bool) -> None:
+    def _take(self, name: str, *, whole: bool, amid_skipped: bool) -> None:
         """Delete the checkpoints that are older than the ``keep`` latest up to ``name``, and what a killed attempt left
-        of one; or ``name`` itself, where a rank could not write its part. What can't be deleted for now is passed over,
-        and is older next time."""
+        of one; or ``name`` itself, where a rank could not write its part. Amid skipped steps, of which there are few in
+        a row, none is deleted: those from before may be the last good ones. What can't be deleted for now is passed
+        over, and is older next time."""
         if whole:
             self._whole.add(name)
             self._last = f"the last whole checkpoint is {name}"
@@ -158,12 +159,34 @@ class EpochReporter(ray.train.UserCallback):
             if not whole:
                 folder.remove_folder(name)
                 return
+            if amid_skipped:
+                return
             good = self._whole.union(checkpoint_names(folder, until=self._restored) if self._restored else ())
             before = [old for old in checkpoint_names(folder, until=name) if old != name]
             kept = [old for old in before if old in good][: self.keep - 1]
             for old in before:
                 if old not in kept:
                     folder.remove_folder(old)
+
+    def _go_back(self) -> str:
+        """Delete the checkpoints that were written amid the steps skipped last, so that nobody goes on from them or
+        evaluates them; which is the last good one. Where there is none they stay."""
+        amid: list[str] = []
+        with suppress(OSError):
+            folder = RunFolder.again(self.folder_uri)
+            for name in checkpoint_names(folder):
+                manifests = [folder.read(f"{name}/{peer_files(peer)[1]}") for peer in range(len(self.peers))]
+                try:
+                    doubtful = [amid_skipped_steps(manifest or b"") for manifest in manifests]
+                except TornCheckpoint:
+                    continue
+                if not any(doubtful):
+                    for spoilt in amid:
+                        folder.remove_folder(spoilt)
+                    return f"the last good checkpoint is {name}"
+                amid.append(name)
+            return "there is no checkpoint from before"
+        return self._last
 
     def _see(self, name: str) -> None:
         """Once, see from here what the workers wrote: a folder of one name may be another on each machine.
@@ -237,7 +260,7 @@ class EpochReporter(ray.train.UserCallback):
         causes = [cause_of(error) for error in worker_exceptions.values()]
         for cause in causes:
             if isinstance(cause, Diverged):
-                raise Diverged(f"{cause}\n{self._last}")
+                raise Diverged(f"{cause}\n{self._go_back()}")
             if isinstance(cause, StorageFailed | Unreachable):
                 raise StorageFailed(f"{cause}; {self._last}")
             if isinstance(cause, UserError):

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from metamixer_ray import departure
 from metamixer_ray.allocation import keep_freed_memory
 from metamixer_ray.checkpoint import peer_files
 from metamixer_ray.config import from_settings
+from metamixer_ray.flags import Diverged
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.mesh import Host, build_mesh, seats
 from metamixer_ray.patience import insist
@@ -146,5 +147,11 @@ def ray_worker(settings: Mapping[str, Any]) -> None:
     storage = Storage(config.run.storage_patience, partial(Troubles(key).say, "checkpoints"))
     folder = storage.read(lambda: RunFolder.again(settings["folder"]), "the run's folder")
     session = RaySession(folder, Ticker(key), storage)
-    train_peer(config, mesh, device, session)
+    try:
+        train_peer(config, mesh, device, session)
+    except Diverged:
+        # What is still being written must be there when the controller looks for what to go back to.
+        with suppress(Exception):
+            session.finish()
+        raise
     session.finish()

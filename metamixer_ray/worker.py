@@ -133,7 +133,8 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
         if flags.wish_stop or (flags.wish_checkpoint and progress.step < peer.order.steps_per_epoch):
             progress.sums, progress.epoch_seconds = meters.shared(mesh.replica_group, peer.device), clock.seconds()
             name = checkpoint_name(epoch, progress.step)
-            session.report({"event": "checkpoint"}, checkpoint_writer(peer, progress), name)
+            told = {"event": "checkpoint", "skipped_in_a_row": progress.skipped_in_a_row}
+            session.report(told, checkpoint_writer(peer, progress), name)
             clock.checkpointed()
             if flags.wish_stop:
                 return True
@@ -169,6 +170,7 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
             "wait_fraction": cost.wait_seconds / train_seconds,
         },
         "skipped_steps": progress.skipped_steps,
+        "skipped_in_a_row": progress.skipped_in_a_row,
     }
     progress.epoch, progress.step, progress.sums, progress.epoch_seconds = epoch + 1, 0, {}, 0.0
     progress.reports.append(json.dumps(report))

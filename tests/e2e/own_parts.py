@@ -31,17 +31,21 @@ def network(*, classes: int, image_size: int) -> nn.Module:
 
 
 def fragile(*, classes: int, image_size: int) -> nn.Module:
-    """A network whose logits are never finite while it trains."""
+    """A network whose logits are never finite from its eleventh training step on."""
 
     class Fragile(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.body = network(classes=classes, image_size=image_size)
             self.stage_names = ("body.0", "body.1")
+            self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             logits: torch.Tensor = self.body(images)
-            return logits * float("nan") if self.training else logits
+            if not self.training:
+                return logits
+            self.steps.add_(1)
+            return logits * float("nan") if self.steps.item() > 10 else logits
 
     return Fragile()
 

@@ -20,8 +20,9 @@ import pytest
 import ray
 
 from metamixer_ray import train
+from metamixer_ray.checkpoint import read_peer
 from metamixer_ray.errors import TrainingFailed
-from metamixer_ray.folder import RunFolder
+from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.starting import HOPELESS_STARTS
 from metamixer_ray.tracking import Console
 from metamixer_ray.train import main
@@ -179,10 +180,18 @@ def _ended(words: list[str], runs: Path, *, rows: int, signum: signal.Signals) -
 
 
 def test_hopeless_values_stop_the_run_and_name_the_peer(ray_cluster: str, tmp_path: Path) -> None:
-    # The 20th step is the last of the fifth epoch, which gets no checkpoint; the one before it may be under way.
-    told = r"non-finite values in peer 1 \(tests.e2e.own_parts:fragile\).* whole checkpoint is checkpoint-epoch000[34]$"
+    # The steps from the eleventh on, in the third epoch, are skipped, and the twentieth of these is in the eighth: all
+    # checkpoints in between may hold what spoilt them.
+    told = (
+        r"non-finite values in peer 1 \(tests.e2e.own_parts:fragile\).* last good checkpoint is checkpoint-epoch0002$"
+    )
+    peers = ["resnet8", "tests.e2e.own_parts:fragile"]
     with pytest.raises(TrainingFailed, match=told):
-        train(tiny.config(tmp_path, peers=["resnet8", "tests.e2e.own_parts:fragile"], image_size=16, epochs=10))
+        train(tiny.config(tmp_path, name="hopeless", peers=peers, image_size=16, epochs=10))
+    folder = tmp_path / "runs" / "hopeless"
+    assert checkpoint_names(RunFolder(str(folder))) == ["checkpoint-epoch0002", "checkpoint-epoch0001"]
+    assert [read_peer(folder / "checkpoint-epoch0002", peer)["progress"]["skipped_steps"] for peer in (0, 1)] == [0, 0]
+    assert [row["skipped_steps"] for row in tiny.rows(folder)] == [0, 0, 2, 6, 10, 14, 18]
 
 
 def test_what_always_fails_is_given_up(ray_cluster: str, tmp_path: Path) -> None:

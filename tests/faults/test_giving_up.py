@@ -1,14 +1,17 @@
 """When workers that fail again and again are given up."""
 
+import json
 from pathlib import Path
 
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
+from metamixer_ray.checkpoint import CHECK, peer_files
 from metamixer_ray.errors import ProcessKilled
+from metamixer_ray.flags import Diverged
 from metamixer_ray.reporting import HOPELESS, HOPELESS_DEATHS, EpochReporter
-from metamixer_ray.troubles import Troubles
+from tests.faults.told import Told
 
 DEAD, CUT, BROKEN, HELPLESS, SILENT = (
     ActorDiedError(),
@@ -22,7 +25,7 @@ DEAD, CUT, BROKEN, HELPLESS, SILENT = (
 @pytest.fixture
 def reporter(tmp_path: Path) -> EpochReporter:
     live = tmp_path / "live.jsonl"
-    return EpochReporter(str(tmp_path / "run"), ("resnet8",) * 2, str(live), 2, 4, Troubles("key"), patience=0.0)
+    return EpochReporter(str(tmp_path / "run"), ("resnet8",) * 2, str(live), 2, 4, Told(), patience=0.0)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +48,9 @@ def test_what_code_raises_is_given_up_sooner_than_deaths(
         for _ in range(allowed - 1):
             reporter.after_exception(None, failures)
         # Any checkpoint is progress.
-        reporter.after_report(None, [{"event": "checkpoint", "checkpoint": None, "leaving": False}], None)
+        reporter.after_report(
+            None, [{"event": "checkpoint", "checkpoint": None, "leaving": False, "skipped_in_a_row": 0}], None
+        )
     for _ in range(allowed - 1):
         reporter.after_exception(None, failures)
     with pytest.raises(RuntimeError, match=rf"failed {allowed} times in a row without any progress"):
@@ -58,3 +63,53 @@ def test_neither_makes_up_for_the_other(reporter: EpochReporter) -> None:
         reporter.after_exception(None, {0: DEAD})
     with pytest.raises(RuntimeError, match="last: OSError: worn out"):
         reporter.after_exception(None, {0: BROKEN})
+
+
+def kept(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+def written(reporter: EpochReporter, epoch: int, *skipped: int) -> None:
+    """Have a checkpoint on disk, of which each peer says how many steps were skipped in a row before it, and report
+    it."""
+    name = f"checkpoint-epoch{epoch:04d}"
+    folder = Path(reporter.folder_uri) / name
+    folder.mkdir(parents=True)
+    for peer, count in enumerate(skipped):
+        weights, manifest = peer_files(peer)
+        (folder / weights).write_bytes(b"weights")
+        said = {"format": 2, "peer": peer, "sha256": "", "identity": {}, "skipped_in_a_row": count}
+        (folder / manifest).write_text(json.dumps(said))
+    report = {"event": "checkpoint", "checkpoint": name, "leaving": False}
+    reporter.after_report(None, [{**report, "skipped_in_a_row": count} for count in skipped], None)
+
+
+def diverge(reporter: EpochReporter) -> str:
+    with pytest.raises(Diverged) as caught:
+        reporter.after_exception(None, {0: Diverged("20 steps in a row had non-finite values in peer 1")})
+    return str(caught.value).partition("\n")[2]
+
+
+def test_the_last_good_checkpoint_outlives_those_that_may_be_spoilt(reporter: EpochReporter) -> None:
+    folder = Path(reporter.folder_uri)
+    # One peer alone skips steps without an exchange.
+    for epoch, skipped in enumerate([(0, 0), (0, 0), (0, 3), (0, 7), (0, 11)], start=1):
+        written(reporter, epoch, *skipped)
+    assert kept(folder) == [f"checkpoint-epoch000{epoch}" for epoch in (1, 2, 3, 4, 5)]
+    # What an attempt that was killed left behind tells nobody anything.
+    (folder / "checkpoint-epoch0005" / peer_files(0)[1]).write_text(f'{{"{CHECK}": ""}}')
+    assert diverge(reporter) == "the last good checkpoint is checkpoint-epoch0002"
+    assert kept(folder) == ["checkpoint-epoch0001", "checkpoint-epoch0002", "checkpoint-epoch0005"]
+
+
+def test_skipped_steps_that_come_to_an_end_leave_no_more_than_are_kept(reporter: EpochReporter) -> None:
+    for epoch, skipped in enumerate([(0, 0), (4, 4), (8, 8), (0, 0)], start=1):
+        written(reporter, epoch, *skipped)
+    assert kept(Path(reporter.folder_uri)) == ["checkpoint-epoch0003", "checkpoint-epoch0004"]
+    assert diverge(reporter) == "the last good checkpoint is checkpoint-epoch0004"
+
+
+def test_nothing_is_deleted_where_nothing_better_is_left(reporter: EpochReporter) -> None:
+    written(reporter, 1, 4, 4)
+    assert diverge(reporter) == "there is no checkpoint from before"
+    assert kept(Path(reporter.folder_uri)) == ["checkpoint-epoch0001"]

@@ -20,10 +20,10 @@ from metamixer_ray.patience import insist
 from metamixer_ray.reporting import EpochReporter, tell
 from metamixer_ray.runs import write_run
 from metamixer_ray.tracking.journal import Journal
-from metamixer_ray.troubles import Troubles
 from metamixer_ray.uploads import UNWRITTEN, Uploads
 from tests.e2e.waiting import wait_for
 from tests.faults.disk import Disk
+from tests.faults.told import Told
 
 
 def snapshot(epoch: int) -> Snapshot:
@@ -31,17 +31,6 @@ def snapshot(epoch: int) -> Snapshot:
     network = nn.Linear(250, 400)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     return take_snapshot(0, network, optimizer, Progress(epoch=epoch), {})
-
-
-class Told(Troubles):
-    """What was said of troubles."""
-
-    def __init__(self) -> None:
-        super().__init__("test")
-        self.texts: list[str | None] = []
-
-    def say(self, kind: str, text: str | None) -> None:
-        self.texts.append(text)
 
 
 def test_checkpoints_wait_for_room_and_the_newest_comes_first(disk: Disk) -> None:
@@ -111,7 +100,7 @@ def epoch_report(epoch: int) -> list[dict[str, Any]]:
     """What the only worker reports of an epoch."""
     numbers = {"seconds": 1.0, "elapsed": 1.0, "images_per_second": 1.0, "step": 1, "skipped_steps": 0}
     report = {"event": "epoch", "epoch": epoch, "peer": 0, "replica": 0, "split": "test", "train": {"loss": 1.0}}
-    report |= {"checkpoint": None, "leaving": False}
+    report |= {"checkpoint": None, "leaving": False, "skipped_in_a_row": 0}
     return [{**report, **numbers, "scores": None, "test": None, "exchange": {}}]
 
 
@@ -182,7 +171,10 @@ def test_a_folder_that_is_another_on_each_machine_is_refused(
 ) -> None:
     rows, _, _ = reporter
     monkeypatch.setattr(reporting, "SIGHT_SECONDS", 0.5)
-    run, report = disk.place / "run", {"event": "checkpoint", "checkpoint": "checkpoint-epoch0001", "leaving": False}
+    run, report = (
+        disk.place / "run",
+        {"event": "checkpoint", "checkpoint": "checkpoint-epoch0001", "leaving": False, "skipped_in_a_row": 0},
+    )
     with pytest.raises(ConfigError, match=r"--storage .*run isn't one place for all machines: .*epoch0001/peer0\.pt"):
         rows.after_report(None, [report], None)
     make(run / "checkpoint-epoch0001")
@@ -199,7 +191,7 @@ def test_a_checkpoint_without_a_peers_file_is_none(reporter: tuple[EpochReporter
     def reported(name: str, **second: bool) -> list[str]:
         """Two workers report the checkpoint, the second one says this of its part; which are there then."""
         make(run / name)
-        first = {"event": "checkpoint", "checkpoint": name, "leaving": False}
+        first = {"event": "checkpoint", "checkpoint": name, "leaving": False, "skipped_in_a_row": 0}
         rows.after_report(None, [first, {**first, **second}], None)
         return sorted(path.name for path in run.glob("checkpoint-*"))
 
@@ -214,7 +206,11 @@ def test_a_checkpoint_without_a_peers_file_is_none(reporter: tuple[EpochReporter
     # What can't be deleted ends nothing, and goes later.
     (run / "checkpoint-epoch0006").mkdir()
     disk.writable(False)
-    rows.after_report(None, [{"event": "checkpoint", "checkpoint": "checkpoint-epoch0006", "leaving": False}], None)
+    rows.after_report(
+        None,
+        [{"event": "checkpoint", "checkpoint": "checkpoint-epoch0006", "leaving": False, "skipped_in_a_row": 0}],
+        None,
+    )
     disk.writable(True)
     assert reported("checkpoint-epoch0007") == ["checkpoint-epoch0006", "checkpoint-epoch0007"]
 
@@ -232,7 +228,9 @@ def test_what_a_killed_attempt_left_is_no_checkpoint_to_keep(
     for step in (50, 150, 200):
         name = f"checkpoint-epoch0002-step{step:06d}"
         make(run / name)
-        rows.after_report(None, [{"event": "checkpoint", "checkpoint": name, "leaving": False}], None)
+        rows.after_report(
+            None, [{"event": "checkpoint", "checkpoint": name, "leaving": False, "skipped_in_a_row": 0}], None
+        )
         left[step] = sorted(path.name.removeprefix("checkpoint-epoch0002") for path in run.glob("checkpoint-*"))
     # That of step 100 is left alone while workers may be at work on it.
     assert left == {
