@@ -161,6 +161,11 @@ def _read(folder: RunFolder) -> dict[int, Trial]:
             raise ConfigError(
                 f"{place}/{TRIAL} is not the record of a trial ({error}); remove its folder to leave the trial out"
             ) from None
+        if trial is not None and trial.name != name:
+            raise ConfigError(
+                f"{place}/{TRIAL} is the record of trial {trial.name}: a copy, or moved; remove its folder to leave "
+                "the trial out"
+            )
         if trial is not None:
             trials[trial.number] = trial
     return trials

@@ -9,6 +9,8 @@ from typing import IO, Any
 
 from pyarrow import fs
 
+from metamixer_ray.errors import DataError
+
 OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})
 """Filesystems without folders, whose objects become visible whole when they are closed."""
 
@@ -21,9 +23,16 @@ def local_path(filesystem: fs.FileSystem, path: str) -> Path | None:
 
 
 def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes | None:
-    """The file's content, or None when there is no such file."""
-    if filesystem.get_file_info(path).type == fs.FileType.NotFound:
+    """The file's content, or None when there is no such file.
+
+    Raises:
+        DataError: it has no end: a pipe or a device.
+    """
+    kind = filesystem.get_file_info(path).type
+    if kind == fs.FileType.NotFound:
         return None
+    if kind == fs.FileType.Unknown:
+        raise DataError(f"{path}: this is no file but a pipe or a device; remove it")
     with filesystem.open_input_stream(path) as stream:
         return bytes(stream.read())
 

@@ -19,9 +19,9 @@ from metamixer_ray.tracking.files import append_whole, local_path, make_parent, 
 class Journal:
     """Rows of one training on any `pyarrow.fs` filesystem; one process writes, any number may read.
 
-    A line that was torn by a kill or a power cut is dropped when the journal is opened: that epoch was not
-    recorded. On a local disk a row is appended and synced; elsewhere the object is rewritten, which on
-    object stores is atomic.
+    A line that was torn by a kill or a power cut is passed over, and is gone once the next row is appended: that epoch
+    was not recorded. To a reader it may also be one that is just being written. On a local disk a row is appended and
+    synced; elsewhere the object is rewritten, which on object stores is atomic.
 
     Raises:
         DataError: a line before the last is not a row; the message names file and line.
@@ -32,6 +32,7 @@ class Journal:
         self._filesystem = filesystem
         self._local = local_path(filesystem, path)
         self._rows: dict[int, dict[str, Any]] = {}
+        self._torn = False
         self._open()
 
     def rows(self) -> list[dict[str, Any]]:
@@ -52,8 +53,9 @@ class Journal:
         if epoch not in self._rows:
             recorded = _plain({"time": time.time(), **row})
             line = _line(recorded)
-            if self._local is None:
+            if self._local is None or self._torn:
                 write_bytes(self._filesystem, self.path, self._content() + line)
+                self._torn = False
             else:
                 append_whole(self._local, line, sync=True)
             self._rows[epoch] = recorded
@@ -83,8 +85,7 @@ class Journal:
                 )
             if row is not None:
                 self._rows.setdefault(int(row["epoch"]), row)
-        if self._content() != data:
-            write_bytes(self._filesystem, self.path, self._content())
+        self._torn = self._content() != data
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

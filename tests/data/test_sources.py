@@ -1,3 +1,4 @@
+import os
 import struct
 import sys
 import urllib.request
@@ -171,6 +172,10 @@ def test_folders_that_cannot_be_used(load: Load, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train/elk: the class folder holds no images"):
         load(tmp_path / "set")
     (tmp_path / "set/train/elk").rmdir()
+    os.mkfifo(tmp_path / "set/train/bee/pipe.png")
+    with pytest.raises(DataError, match=r"train/bee/pipe.png: this is no image but a pipe"):
+        load(tmp_path / "set")
+    (tmp_path / "set/train/bee/pipe.png").unlink()
     (tmp_path / "set/test/dog").mkdir()
     with pytest.raises(DataError, match="class folder dog is not among the 3 training classes"):
         load(tmp_path / "set")

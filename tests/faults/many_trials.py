@@ -97,6 +97,9 @@ def main() -> int:
             leaked = sorted(found.keys() - MAY_REMAIN[name] - before[name].keys())
             print(f"{name + ':':<20}{now} (before: {was})" + (f"; left behind: {leaked}" if leaked else ""))
             status = status or bool(leaked)
+            if name in ("trials", "MLflow runs") and found.total() < options.trials:
+                print(f"{name}: {found.total()} of {options.trials} are there")
+                status = 1
         watch.end()
         print(watch.table())
     finally:

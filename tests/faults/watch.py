@@ -1,5 +1,6 @@
 """Memory, open files and disk of all that runs under this process, for as long as one looks."""
 
+import os
 import threading
 import time
 from collections import defaultdict
@@ -66,13 +67,21 @@ class Watch:
                     life = self._lives[_role(process)][process.pid, began]
                     life.samples.append((age, resident / 2**20, float(open_files)))
         stored = 0
-        for file in self._storage.rglob("*"):
-            with suppress(OSError):
-                stored += file.stat().st_size
+        # Passes over folders that vanish while it looks, which Path.rglob doesn't.
+        for folder, _, files in os.walk(self._storage):
+            for file in files:
+                with suppress(OSError):
+                    stored += os.stat(os.path.join(folder, file)).st_size
         self.disk.append(stored / 2**20)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it still looks."""
+        return self._thread.is_alive()
 
     def end(self) -> None:
         """Look no longer."""
+        assert self.goes_on, "the watch ended before what it watched"
         self._over.set()
         self._thread.join()
 

@@ -1,5 +1,6 @@
 """Who proposes what: the defaults first, then what was learnt; and after a kill the very same as without one."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,9 @@ def test_what_others_proposed_is_learnt_from_too(tmp_path: Path) -> None:
 def test_a_record_that_is_none_is_named(tmp_path: Path) -> None:
     ledger = Ledger(RunFolder(str(tmp_path)))
     ledger.add({}, "defaults")
+    shutil.copytree(tmp_path / "0000", tmp_path / "0001")
+    with pytest.raises(ConfigError, match=r"0001/trial.json is the record of trial 0000.* remove its folder"):
+        Ledger(RunFolder(str(tmp_path)))
     (tmp_path / "0000" / "trial.json").write_text('{"number"')
     with pytest.raises(ConfigError, match=r"0000/trial.json is not the record of a trial"):
         Ledger(RunFolder(str(tmp_path)))

@@ -2,6 +2,7 @@
 reads it."""
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -116,6 +117,8 @@ def _stamps(root: Path, listed: list[tuple[str, int]]) -> list[list[object]]:
             status = os.stat(path)
         except OSError as error:
             raise DataError(f"{path}: the image can't be read ({error.strerror}); mend or remove it") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{path}: this is no image but a pipe, a device or a folder; remove it")
         stamps.append([os.path.relpath(path, root), label, status.st_size, status.st_mtime_ns])
     return stamps
 
