@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from metamixer_ray.distill import ControlSum
 from metamixer_ray.errors import DataError
-from metamixer_ray.mesh import PeerMesh
+from metamixer_ray.mesh import PeerMesh, gather_json
 
 MAX_SKIPPED_IN_A_ROW = 20
 PREPARATION = datetime.timedelta(hours=6)
@@ -31,8 +31,7 @@ def agree_on_images(fingerprint: str, world: int) -> None:
     if world < 2:
         return
     group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PREPARATION))
-    everybody: list[str] = [""] * world
-    dist.all_gather_object(everybody, fingerprint, group=group)
+    everybody = gather_json(fingerprint, group)
     dist.destroy_process_group(group)
     if len(set(everybody)) > 1:
         ranks = [rank for rank, theirs in enumerate(everybody) if theirs != everybody[0]]

@@ -4,14 +4,17 @@ Ranks of one peer hold one network and average its gradients along ``replica``; 
 same images and exchange what their networks say along ``peer``.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn import functional as F
 
 from metamixer_ray.errors import ConfigError
 
@@ -134,6 +137,22 @@ def build_mesh(peers: int, replicas: int, device: torch.device, seating: Sequenc
         peer_group=mesh.get_group("peer") if peers > 1 else None,
         replica_group=mesh.get_group("replica") if replicas > 1 else None,
     )
+
+
+def gather_json(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """What every rank of a group (of all, by default) gave, by rank, as JSON gives it back.
+
+    torch gathers objects, too, but pickled: whoever gets between the workers would run code in them.
+    """
+    device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
+    lengths = torch.empty(dist.get_world_size(group), dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(lengths, torch.tensor([len(text)], device=device), group=group)
+    room = int(lengths.max())
+    texts = torch.empty(len(lengths), room, dtype=torch.uint8, device=device)
+    dist.all_gather_into_tensor(texts.view(-1), F.pad(text, (0, room - len(text))), group=group)
+    told = zip(texts.cpu(), lengths.tolist(), strict=True)
+    return [json.loads(row[:length].numpy().tobytes()) for row, length in told]
 
 
 def share_buffers(network: nn.Module, mesh: PeerMesh) -> None:

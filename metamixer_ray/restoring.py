@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch.distributed as dist
-
 from metamixer_ray.checkpoint import Progress, put_back, read_peer, read_told
 from metamixer_ray.config import TrainConfig, identity
 from metamixer_ray.data import Splits
 from metamixer_ray.errors import CheckpointError, TornCheckpoint
 from metamixer_ray.folder import RunFolder, checkpoint_names
+from metamixer_ray.mesh import gather_json
 from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.peer import Peer
 
@@ -57,20 +56,21 @@ def restore(peer: Peer, kept: Checkpoints) -> Restored:
     """
     mesh, identified = peer.mesh, checkpoint_identity(peer.config, peer.splits)
     world = peer.config.workers
-    names, recorded, attempt = _shared((kept.checkpoints(), kept.recorded(), uuid.uuid4().hex), world)[0]
+    names, recorded, attempt = _shared([kept.checkpoints(), kept.recorded(), uuid.uuid4().hex], world)[0]
     passed_over: list[str] = []
     for name in names:
         peers = [mesh.peer] if peer.stale is None else list(range(mesh.peers))
         folder = kept.fetch(name, peers)
         saved, problem = _read(folder, mesh.peer, identified)
         # A checkpoint is whole only where all peers find theirs.
-        found = _shared((problem, _attempt(saved)), world)
-        problems = [told for told, _ in found if told is not None]
-        for told in problems:
-            if not isinstance(told, TornCheckpoint):
-                raise told
-        if not problems and _mixed(by for _, by in found):
-            problems = [TornCheckpoint(MIXED)]
+        torn = problem is None or isinstance(problem, TornCheckpoint)
+        found = _shared([None if problem is None else str(problem), torn, _attempt(saved)], world)
+        for told, theirs_torn, _ in found:
+            if not theirs_torn:
+                raise CheckpointError(told)
+        problems = [told for told, *_ in found if told is not None]
+        if not problems and _mixed(by for *_, by in found):
+            problems = [MIXED]
         if problems:
             passed_over.append(f"{name} is not whole: {problems[0]}")
             continue
@@ -110,10 +110,7 @@ def _mixed(attempts: Iterable[str]) -> bool:
 
 def _shared(value: Any, world: int) -> list[Any]:
     """What every rank gave, by rank."""
-    everybody = [value] * world
-    if world > 1:
-        dist.all_gather_object(everybody, value)
-    return everybody
+    return gather_json(value) if world > 1 else [value]
 
 
 def newest_checkpoint(

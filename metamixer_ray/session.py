@@ -21,7 +21,7 @@ from metamixer_ray.checkpoint import peer_files
 from metamixer_ray.config import from_settings
 from metamixer_ray.flags import Diverged
 from metamixer_ray.folder import RunFolder, checkpoint_names
-from metamixer_ray.mesh import Host, build_mesh, seats
+from metamixer_ray.mesh import Host, build_mesh, gather_json, seats
 from metamixer_ray.patience import insist
 from metamixer_ray.placement import selectors
 from metamixer_ray.runs import METRICS
@@ -140,7 +140,7 @@ def ray_worker(settings: Mapping[str, Any]) -> None:
     hosts = [Host("")] * dist.get_world_size()
     if any(wanted) or config.placement.replicas > 1:
         here = ray.get_runtime_context()
-        dist.all_gather_object(hosts, Host(here.get_node_id(), dict(here.get_node_labels())))
+        hosts = [Host(*told) for told in gather_json([here.get_node_id(), dict(here.get_node_labels())])]
     seating = seats(wanted, len(config.peers), config.placement.replicas, hosts)
     mesh = build_mesh(len(config.peers), config.placement.replicas, device, seating)
     key = settings["key"]

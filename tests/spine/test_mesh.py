@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.mesh import Host, seats
 from tests.spine.pool import Pool, RankFailed
-from tests.spine.training import mesh_of
+from tests.spine.training import mesh_of, told_by_all
 
 labels = st.dictionaries(st.sampled_from("ab"), st.sampled_from("xy"))
 
@@ -102,3 +102,9 @@ def test_an_axis_of_one_has_no_group(pool: Pool) -> None:
 def test_a_world_of_another_size_is_refused(pool: Pool) -> None:
     with pytest.raises(RankFailed, match="2 peers x 2 replicas need 4 workers, not 2"):
         pool.run(2, mesh_of, 2, 2, [0, 1, 2, 3])
+
+
+@given(st.lists(st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x)), min_size=3, max_size=3))
+@settings(max_examples=20, deadline=None)
+def test_what_each_gives_all_get(pool: Pool, values: list[object]) -> None:
+    assert pool.run(3, told_by_all, values) == [values] * 3

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.errors import CheckpointError, DataError
 from metamixer_ray.flags import Diverged, agree_on_images
-from metamixer_ray.mesh import PeerMesh, build_mesh
+from metamixer_ray.mesh import PeerMesh, build_mesh, gather_json
 from metamixer_ray.worker import WriteCheckpoint, train_peer
 from tests.spine import networks
 
@@ -175,6 +175,11 @@ def agreement_on_images(others: dict[int, str]) -> str:
     except DataError as error:
         return str(error)
     return ""
+
+
+def told_by_all(values: list[Any]) -> list[Any]:
+    """The job of one rank: what all give, of which each gives one."""
+    return gather_json(values[dist.get_rank()])
 
 
 def mesh_of(peers: int, replicas: int, seating: list[int]) -> dict[str, Any]:
