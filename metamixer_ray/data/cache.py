@@ -111,7 +111,7 @@ def locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=1)
     except filelock.Timeout:
-        logger.info("waiting for another process to prepare the images in %s", path.parent)
+        logger.warning("waiting for another process to prepare the images in %s", path.parent)
         lock.acquire()
     try:
         yield

@@ -28,6 +28,7 @@ from typing import IO, Any, Generic, TypeVar, cast
 from weakref import WeakSet
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 
@@ -38,6 +39,9 @@ Result = TypeVar("Result")
 
 MOST_EACH = 64
 """A socket holds a few hundred messages; beyond that, whoever sends would wait for whom it sends to."""
+
+SILENCE = 60.0
+"""Seconds without a result after which it is asked whether somebody stopped (SIGSTOP) who owes it."""
 
 _NUMBER = struct.Struct("Q")
 _ALIGNED = 64
@@ -66,7 +70,7 @@ def helped(
 
     Raises:
         ProcessKilled: a helper was, which is nearly always the machine running out of memory, or ended by itself.
-            Noticed when its result is due, or while that of another one is waited for.
+            Noticed when its result is due, or while that of another one is waited for. Or it was stopped.
         Exception: what ``work`` or ``jobs`` raises.
         ValueError: ``processes`` or ``each`` is out of range.
     """
@@ -137,7 +141,11 @@ class _Helper(Generic[Job, Result]):
 
     def result(self, helpers: "list[_Helper[Job, Result]]") -> Result:
         """That of the first job whose result was not asked for yet; waits for it, while all ``helpers`` live."""
-        ready = wait([self._connection, *(helper._process.sentinel for helper in helpers)])
+        sentinels = [helper._process.sentinel for helper in helpers]
+        while not (ready := wait([self._connection, *sentinels], SILENCE)):
+            # A job may take as long as it likes, but who was stopped is at none.
+            if _is_stopped(self._process.pid):
+                raise _Died(f"was stopped, and has not gone on for {SILENCE:g} seconds (process {self._process.pid})")
         if self._connection not in ready:
             raise next(helper for helper in helpers if helper._process.sentinel in ready)._death()
         try:
@@ -199,6 +207,13 @@ def _serve(work: Callable[[Any], Any], connection: socket.socket, owner: int) ->
             del message, outcome
     except (EOFError, ConnectionError):
         return
+
+
+def _is_stopped(pid: int | None) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False  # it is ending
 
 
 def _end_with(owner: int) -> None:

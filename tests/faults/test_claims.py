@@ -1,5 +1,7 @@
 """Two processes, one name: one gets it, the other is told; and a killed one keeps nobody out."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -104,3 +106,18 @@ def test_a_run_that_is_trained_is_not_resumed_and_a_killed_one_is(tmp_path: Path
         os.kill(driver.pid, signal.SIGKILL)
         driver.join()
         assert not open_run(again).new
+
+
+def test_a_folder_that_knows_of_no_locks_is_used_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with claimed(RunFolder(str(tmp_path / "one"))):
+        assert not caplog.messages
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with claimed(RunFolder(str(tmp_path / "other"))):
+        (told,) = caplog.messages
+    assert "other can't be locked" in told
+    assert "no other process" in told

@@ -18,7 +18,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from metamixer_ray.data import Batch, BatchOrder, DataConfig, load_splits, train_batches
+from metamixer_ray.data import Batch, BatchOrder, DataConfig, helpers, load_splits, train_batches
 from metamixer_ray.data.helpers import helped
 from metamixer_ray.errors import ProcessKilled, UserError
 from tests.data.drawing import drawn_set
@@ -135,10 +135,27 @@ def ends_itself(job: int) -> int:
     return job
 
 
+def stops_itself(job: int) -> int:
+    if job == 0:
+        time.sleep(1.2)
+    else:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return job
+
+
 def test_a_death_is_noticed_while_another_one_is_waited_for() -> None:
     coming = helped(ends_itself, [0, 1, 2], processes=2, each=2, who="a process", remedy="go on")
     assert next(coming) == 0
     with pytest.raises(ProcessKilled, match=r"^a process ended in the midst of its work \(.*exit code 3\).*; go on"):
+        next(coming)
+
+
+def test_one_that_was_stopped_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(helpers, "SILENCE", 0.5)
+    coming = helped(stops_itself, [0, 1], processes=1, each=2, who="a process", remedy="go on")
+    # What only takes long is waited for.
+    assert next(coming) == 0
+    with pytest.raises(ProcessKilled, match=r"^a process was stopped, and has not gone on for 0.5 seconds .*; go on"):
         next(coming)
 
 
