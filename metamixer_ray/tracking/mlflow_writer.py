@@ -329,4 +329,9 @@ def _reason(error: BaseException) -> str:
     while deepest.__cause__ or deepest.__context__:
         deepest = deepest.__cause__ or deepest.__context__ or deepest
     text = " ".join((str(deepest) or type(deepest).__name__).split())
+    if "error code 401" in text:
+        return (
+            "it asks for a user and a password: give them in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "in ~/.mlflow/credentials"
+        )
     return shortened(masked(text), 200).rstrip(".")

@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cluster" / "kubernetes"
 CLOUDS = ("gke", "eks")
 JOBS = ("train", "sweep")
+LOGIN = "mlflow-login"
+"""The secret with the login at the tracking server."""
 # What kubectl apply -k takes.
 LEAVES = ("raycluster", *JOBS, "mlflow")
 

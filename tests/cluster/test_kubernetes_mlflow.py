@@ -4,11 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.cli
+from mlflow.environment_variables import (
+    MLFLOW_AUTH_ADMIN_PASSWORD,
+    MLFLOW_AUTH_ADMIN_USERNAME,
+    MLFLOW_FLASK_SERVER_SECRET_KEY,
+    MLFLOW_TRACKING_PASSWORD,
+    MLFLOW_TRACKING_USERNAME,
+)
+from mlflow.server.auth import is_unprotected_route
 from mlflow.server.security_utils import is_allowed_host_header
 from mlflow.utils.uri import extract_db_type_from_uri
 
 from tests.cluster.kustomize import Object
-from tests.cluster.manifests import one, rendered, settings, variables
+from tests.cluster.manifests import LOGIN, one, rendered, settings, variables
 
 
 def server() -> Object:
@@ -55,6 +63,21 @@ def test_trainings_get_to_the_server_by_its_name_and_others_names_are_refused() 
     name, _, port = host.partition(":")
     (there,) = one(rendered("mlflow"), "Service", name)["spec"]["ports"]
     assert there["port"] == int(port) == server_options()["port"] == server()["ports"][0]["containerPort"]
+
+
+def test_the_server_asks_for_the_login_that_trainings_have() -> None:
+    assert server_options()["app_name"] == "basic-auth"
+    asked = {each["name"]: each["valueFrom"]["secretKeyRef"] for each in server()["env"] if "AUTH" in each["name"]}
+    assert asked == {
+        admin.name: {"name": LOGIN, "key": training.name}
+        for admin, training in (
+            (MLFLOW_AUTH_ADMIN_USERNAME, MLFLOW_TRACKING_USERNAME),
+            (MLFLOW_AUTH_ADMIN_PASSWORD, MLFLOW_TRACKING_PASSWORD),
+        )
+    }
+    assert MLFLOW_FLASK_SERVER_SECRET_KEY.name in {variable["name"] for variable in server()["env"]}
+    # Probes come without one.
+    assert is_unprotected_route(server()["livenessProbe"]["httpGet"]["path"])
 
 
 def test_the_server_and_the_database_are_watched() -> None:

@@ -21,6 +21,7 @@ from tests.cluster.kustomize import Object
 from tests.cluster.manifests import (
     CLOUDS,
     JOBS,
+    LOGIN,
     amount,
     command,
     mounted,
@@ -128,9 +129,12 @@ def test_every_node_has_a_disk_for_what_is_decoded(cluster: Object) -> None:
 def test_every_node_has_the_settings_and_may_use_the_bucket(cluster: Object) -> None:
     for _, pod, container in ray_nodes(cluster):
         assert pod["serviceAccountName"] == one(rendered("raycluster"), "ServiceAccount")["metadata"]["name"]
-        config, keys = container["envFrom"]
+        config, keys, *login = container["envFrom"]
         assert config["configMapRef"]["name"] == one(rendered("raycluster"), "ConfigMap")["metadata"]["name"]
         assert keys["secretRef"]["optional"] is True
+        # Drivers, which are on the head, log in at the tracking server.
+        head = container["name"] == "ray-head"
+        assert login == ([{"secretRef": {"name": LOGIN, "optional": True}}] if head else [])
 
 
 def test_nodes_are_asked_how_they_are_where_no_token_is_needed(cluster: Object) -> None:

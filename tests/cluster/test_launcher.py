@@ -24,6 +24,8 @@ from metamixer_ray.runs import STORAGE_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 FILES = ("aws", "gcp")
+SECRETS = (".ray/auth_token", ".mlflow/credentials")
+"""In home folders, a laptop's and the nodes'."""
 PLACEHOLDERS = {
     "aws": {"REGISTRY", "BUCKET", "MLFLOW_HOST", "AMI"},
     "gcp": {"REGISTRY", "BUCKET", "MLFLOW_HOST", "PROJECT", "IMAGE_FAMILY"},
@@ -93,7 +95,14 @@ def test_the_head_trains_nothing_and_stays_and_gpus_are_spot_and_none_at_first(n
     assert 1 <= config["idle_timeout_minutes"] <= 30
 
 
-def test_the_autoscaler_gives_the_labels_by_which_peers_are_placed(config: Config) -> None:
+def test_the_autoscaler_gives_the_labels_by_which_peers_are_placed(
+    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # It reads the files that are to be on every node.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place in SECRETS:
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).touch()
     scaling = AutoscalingConfig({**config, "auth": {}})
     for key in workers(config):
         assert scaling.get_node_labels(key) == {"accelerator-type": key.upper()}
@@ -109,13 +118,13 @@ def test_a_driver_on_the_head_knows_what_may_come(config: Config, tmp_path: Path
     )
 
 
-def test_all_nodes_know_where_runs_go_and_ask_for_the_token(name: str, config: Config) -> None:
+def test_all_nodes_know_where_runs_go_ask_for_the_token_and_have_a_login(name: str, config: Config) -> None:
     told = variables(config)
     assert told[STORAGE_VARIABLE].partition("://")[0] == {"aws": "s3", "gcp": "gs"}[name]
     assert told["MLFLOW_TRACKING_URI"].startswith("http://")
     assert told["RAY_AUTH_MODE"] == "token"
     assert int(told["RAY_JOB_STOP_WAIT_TIME_S"]) > 3
-    assert config["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
+    assert config["file_mounts"] == {f"/home/ray/{place}": f"~/{place}" for place in SECRETS}
     assert not [key for key in told if re.search(r"SECRET|PASSWORD|ACCESS_KEY|TOKEN$", key)]
 
 

@@ -28,6 +28,7 @@ PLANTED = {
     "HF_TOKEN": "planted-hub-token",
     "PIP_INDEX_URL": "https://someone:planted-index-password@index.invalid/simple",
 }
+LOGIN = ("someone@home.invalid", "planted-uri-password")
 IN_URIS = ("planted-uri-password", "planted-data-key", SECRET)
 SECRETS = (*PLANTED.values(), "planted-index-password", *IN_URIS)
 
@@ -52,7 +53,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
     for name in ("home", "metamixer", "cache", "server", "stored"):
         (root / name).mkdir()
     found = Planted(folders=[root, temporary])
-    with object_store() as port, tracking_server(root / "server") as server:
+    with object_store() as port, tracking_server(root / "server", LOGIN) as server:
         storage = folder_of(port)
         bucket, _ = fs.FileSystem.from_uri(storage)
         images = [encoded(picture(number)) for number in range(64)]
@@ -64,7 +65,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
         words += ["--batch-size", "32", "--storage", storage, "--cpus-per-worker", "0.5"]
         words += ["--samples", "2", "--confirm-seeds", "0", "--refit"]
         words += ["--data", storage.replace("/runs", "/set/*.parquet").replace(SECRET, "planted-data-key")]
-        words += ["--tracking-uri", server.uri.replace("//", "//someone:planted-uri-password@")]
+        words += ["--tracking-uri", server.uri.replace("//", f"//{':'.join(LOGIN)}@")]
         environment = {
             **os.environ,
             **PLANTED,

@@ -14,21 +14,32 @@ from tests.ports import free_port
 
 
 class Server:
-    """``mlflow server`` on a port of this machine, in its own process group."""
+    """``mlflow server`` on a port of this machine, in its own process group.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        login: the user and the password that it asks for, if any.
+    """
+
+    def __init__(self, folder: Path, login: tuple[str, str] | None = None) -> None:
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
+        self._folder, self._login = folder, login
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db", "--workers", "1"]
         command += ["--artifacts-destination", str(self._folder / "artifacts")]
+        variables = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        if self._login is not None:
+            command += ["--app-name", "basic-auth"]
+            user, password = self._login
+            variables |= {"MLFLOW_AUTH_ADMIN_USERNAME": user, "MLFLOW_AUTH_ADMIN_PASSWORD": password}
+            variables |= {"MLFLOW_FLASK_SERVER_SECRET_KEY": "a key of the tests"}
         with (self._folder / "server.log").open("ab") as log:
-            quick = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-            self._process = subprocess.Popen(command, env=quick, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(
+                command, cwd=self._folder, env=variables, stdout=log, stderr=log, start_new_session=True
+            )
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         deadline = time.monotonic() + 240
         while True:
@@ -48,9 +59,9 @@ class Server:
 
 
 @contextmanager
-def tracking_server(folder: Path) -> Iterator[Server]:
+def tracking_server(folder: Path, login: tuple[str, str] | None = None) -> Iterator[Server]:
     """A server that runs within this context, with its store in ``folder``."""
-    server = Server(folder)
+    server = Server(folder, login)
     try:
         server.start()
         yield server

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from metamixer_ray.tracking.mlflow_writer import MlflowWriter
 from tests.tracking.examples import make_rows
-from tests.tracking.server import Server
+from tests.tracking.server import Server, tracking_server
 
 
 @pytest.fixture
@@ -17,6 +17,35 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path)
     yield server
     server.kill()
+
+
+def test_a_login_is_asked_for_and_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = make_rows(1, 2)
+    told: list[str] = []
+    with tracking_server(tmp_path, ("someone", "a long password")) as server:
+
+        def offered(name: str) -> MlflowWriter:
+            writer = MlflowWriter(server.uri, "e", name, parameters={}, warn=told.append, pauses=(0.1, 0.5))
+            writer.offer(rows)
+            return writer
+
+        stranger = offered("stranger")
+        while not told:
+            time.sleep(0.05)
+        assert (
+            "it asks for a user and a password: give them in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            in (told[0])
+        )
+        # Not asked for again in this process: MLflow reads them at every request.
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "someone")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a long password")
+        assert stranger.finish(timeout=60)
+        friend = offered("friend")
+        assert friend.finish(timeout=60)
+        client = MlflowClient(server.uri)
+        for writer in (stranger, friend):
+            assert client.get_run(writer.run_id).info.status == "FINISHED"
+    assert len(told) == 1
 
 
 @pytest.mark.timeout(600)
