@@ -160,17 +160,23 @@ def run_lowest(exchange: Exchange) -> dict[str, Any]:
     }
 
 
+SPOILED = ("said", "beside", "loss", "word")
+
+
 def run_nonfinite(exchange: Exchange, where: str) -> dict[str, Any]:
-    """Peer 1 is spoiled in the tensor it says, in its loss, or by its own word; the others are well."""
+    """Peer 1 is spoiled in the tensor it says, in the statistics beside it, in its loss, or by its own word; the others
+    are well."""
     spoiled = exchange.own_index == 1
     said = {"x": own_tensor(exchange.own_index) + 1, "y": torch.ones(3)}
-    loss = torch.tensor(1.0)
+    beside, loss = {"s": torch.ones(2)}, torch.tensor(1.0)
     if spoiled and where == "said":
         said["x"][1, 2] = float("nan")
+    if spoiled and where == "beside":
+        beside["s"][1] = float("inf")
     if spoiled and where == "loss":
         loss = torch.tensor(float("-inf"))
     control = Control(step=9, nonfinite=spoiled and where == "word", wish_checkpoint=spoiled)
-    heard = exchange.start(said, control=control, also_finite=loss).wait()
+    heard = exchange.start(said, beside=beside, control=control, also_finite=loss).wait()
     return {"others": dict(heard.others), "control": heard.control}
 
 
@@ -275,7 +281,7 @@ def converse(rank: int) -> dict[int, dict[str, Any]]:
             "statistics": {kind: run_statistics(exchange, kind) for kind in KINDS},
             "each": run_each(exchange),
             "lowest": run_lowest(exchange),
-            "nonfinite": {where: run_nonfinite(exchange, where) for where in ("said", "loss", "word")},
+            "nonfinite": {where: run_nonfinite(exchange, where) for where in SPOILED},
             "two spoiled": run_two_spoiled(exchange),
             "cost": run_cost(exchange),
             "kept": run_kept(exchange),

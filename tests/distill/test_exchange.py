@@ -30,6 +30,7 @@ from tests.distill.conversation import (
     KINDS,
     LEARNING,
     ROWS,
+    SPOILED,
     TEMPERATURES,
     TEXTBOOKS,
     converse,
@@ -201,7 +202,7 @@ def test_half_precision_logits_give_float32_losses(conversation: Any, peers: int
 
 
 @each_group
-@pytest.mark.parametrize("where", ["said", "loss", "word"])
+@pytest.mark.parametrize("where", SPOILED)
 def test_a_spoiled_peer_sends_zeros_and_is_named(conversation: Any, peers: int, where: str) -> None:
     for rank in range(peers):
         got = conversation[rank][peers]["nonfinite"][where]
@@ -212,6 +213,7 @@ def test_a_spoiled_peer_sends_zeros_and_is_named(conversation: Any, peers: int, 
         expected = sum((own_tensor(peer) + 1 for peer in well), torch.zeros(2, 3)) / (peers - 1)
         torch.testing.assert_close(got["others"]["x"], expected)
         torch.testing.assert_close(got["others"]["y"], torch.full((3,), len(well) / (peers - 1)))
+        torch.testing.assert_close(got["others"]["s"], torch.full((2,), len(well) / (peers - 1)))
 
 
 @each_group

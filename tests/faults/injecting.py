@@ -178,10 +178,12 @@ def add_node(cluster: Any, **options: Any) -> None:
 
 def tear_checkpoint(stage: Stage) -> bool:
     """The newest checkpoint is damaged, and a worker dies, so that it would be needed."""
+    torn = False
     for name in checkpoint_names(RunFolder(str(stage.folder)))[:1]:
         with suppress(OSError):
             damage(stage.folder / name, stage.dice.choice(DAMAGES), stage.dice)
-    return kill_worker(stage)
+            torn = True
+    return kill_worker(stage) and torn
 
 
 FAULTS: dict[str, Callable[[Stage], bool]] = {
