@@ -94,6 +94,7 @@ class Snapshot:
             "peer": self.peer,
             "epoch": self.content["progress"]["epoch"],
             "step": self.content["progress"]["step"],
+            "total_steps": self.content["progress"]["total_steps"],
             "skipped_in_a_row": self.content["progress"]["skipped_in_a_row"],
             "sha256": _hash(weights),
             "identity": dict(self.identity),
@@ -149,14 +150,15 @@ def _copied(value: Any) -> Any:
     return value
 
 
-def amid_skipped_steps(manifest: bytes) -> bool:
-    """Whether the last step before a peer's part of a checkpoint was skipped for non-finite values. What spoilt them
-    may be in it.
+def learnt_until(manifest: bytes) -> int | None:
+    """After how many steps a peer's part of a checkpoint was written; None if the last of them was skipped for
+    non-finite values. What spoilt them may be in it.
 
     Raises:
         TornCheckpoint: it isn't the manifest that was written.
     """
-    return bool(_parse_manifest(manifest, "the manifest")["skipped_in_a_row"])
+    told = _parse_manifest(manifest, "the manifest")
+    return None if told["skipped_in_a_row"] else told["total_steps"]
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -184,7 +186,9 @@ def _parse_manifest(text: bytes, path: object) -> dict[str, Any]:
             "peer": manifest["peer"],
             "sha256": manifest["sha256"],
             "identity": manifest["identity"],
-            "skipped_in_a_row": manifest.get("skipped_in_a_row", 0),  # those of the first versions have none
+            # Those of the first versions don't tell.
+            "total_steps": manifest.get("total_steps", 0),
+            "skipped_in_a_row": manifest.get("skipped_in_a_row", 0),
         }
     except TornCheckpoint:
         raise

@@ -17,7 +17,14 @@ PREPARATION = datetime.timedelta(hours=6)
 
 
 class Diverged(FloatingPointError):
-    """Training can't go on: values stay non-finite."""
+    """Training can't go on: values stay non-finite.
+
+    Attributes:
+        learnt_steps: how many steps there were before those that were skipped. The last of them may be what spoilt the
+            weights.
+    """
+
+    learnt_steps: int
 
 
 def agree_on_images(fingerprint: str, world: int) -> None:
@@ -60,10 +67,12 @@ def share_flags(control: ControlSum, mesh: PeerMesh, device: torch.device) -> Co
     )
 
 
-def diverged(steps: int, culprit: int | None, peers: Sequence[str]) -> Diverged:
+def diverged(steps: int, learnt_steps: int, culprit: int | None, peers: Sequence[str]) -> Diverged:
     """The error after ``steps`` non-finite steps in a row."""
     who = "several peers" if culprit is None else f"peer {culprit} ({peers[culprit]})"
-    return Diverged(
+    error = Diverged(
         f"{steps} steps in a row had non-finite values in {who}; "
         "lower --lr or --kd-weight, or give --lr-warmup-epochs or --kd-warmup-epochs"
     )
+    error.learnt_steps = learnt_steps
+    return error

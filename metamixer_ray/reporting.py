@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,7 +19,7 @@ import ray.train
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
-from metamixer_ray.checkpoint import amid_skipped_steps, peer_files
+from metamixer_ray.checkpoint import learnt_until, peer_files
 from metamixer_ray.departure import LeavingGroup
 from metamixer_ray.errors import ConfigError, ProcessKilled, StorageFailed, TornCheckpoint, Unreachable, UserError
 from metamixer_ray.flags import Diverged
@@ -168,25 +169,30 @@ class EpochReporter(ray.train.UserCallback):
                 if old not in kept:
                     folder.remove_folder(old)
 
-    def _go_back(self) -> str:
-        """Delete the checkpoints that were written amid the steps skipped last, so that nobody goes on from them or
-        evaluates them; which is the last good one. Where there is none they stay."""
-        amid: list[str] = []
-        with suppress(OSError):
+    def _go_back(self, learnt_steps: int) -> str:
+        """Delete what was written amid the steps skipped last, or just before the first of them, so that nobody goes on
+        from it or evaluates it; which checkpoint is the last good one. Where there is none, nothing is deleted."""
+        try:
             folder = RunFolder.again(self.folder_uri)
-            for name in checkpoint_names(folder):
-                manifests = [folder.read(f"{name}/{peer_files(peer)[1]}") for peer in range(len(self.peers))]
-                try:
-                    doubtful = [amid_skipped_steps(manifest or b"") for manifest in manifests]
-                except TornCheckpoint:
-                    continue
-                if not any(doubtful):
-                    for spoilt in amid:
-                        folder.remove_folder(spoilt)
-                    return f"the last good checkpoint is {name}"
-                amid.append(name)
-            return "there is no checkpoint from before"
-        return self._last
+            until = {name: self._learnt_until(folder, name) for name in checkpoint_names(folder)}
+            learnt = {name: steps for name, steps in until.items() if steps is not None}
+            before = [name for name, steps in learnt.items() if steps != learnt_steps] or list(learnt)
+            if not before:
+                return "there is no checkpoint from before"
+            for name in takewhile(lambda name: name != before[0], until):
+                folder.remove_folder(name)
+            return f"the last good checkpoint is {before[0]}"
+        except OSError:
+            return self._last
+
+    def _learnt_until(self, folder: RunFolder, name: str) -> int | None:
+        """See :func:`learnt_until`; None also where a part of it is torn or missing."""
+        manifests = [folder.read(f"{name}/{peer_files(peer)[1]}") for peer in range(len(self.peers))]
+        try:
+            steps = [learnt_until(manifest or b"") for manifest in manifests]
+        except TornCheckpoint:
+            return None
+        return None if None in steps else steps[0]
 
     def _see(self, name: str) -> None:
         """Once, see from here what the workers wrote: a folder of one name may be another on each machine.
@@ -260,7 +266,7 @@ class EpochReporter(ray.train.UserCallback):
         causes = [cause_of(error) for error in worker_exceptions.values()]
         for cause in causes:
             if isinstance(cause, Diverged):
-                raise Diverged(f"{cause}\n{self._go_back()}")
+                raise Diverged(f"{cause}\n{self._go_back(cause.learnt_steps)}")
             if isinstance(cause, StorageFailed | Unreachable):
                 raise StorageFailed(f"{cause}; {self._last}")
             if isinstance(cause, UserError):

@@ -128,7 +128,8 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
         progress.skipped_steps += bool(flags.nonfinite)
         progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if flags.nonfinite else 0
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise diverged(progress.skipped_in_a_row, flags.culprit, config.peers)
+            skipped = progress.skipped_in_a_row
+            raise diverged(skipped, progress.total_steps - skipped, flags.culprit, config.peers)
         # After an epoch's last step the next checkpoint is near, but for somebody who can't wait for the evaluation.
         if flags.wish_stop or (flags.wish_checkpoint and progress.step < peer.order.steps_per_epoch):
             progress.sums, progress.epoch_seconds = meters.shared(mesh.replica_group, peer.device), clock.seconds()

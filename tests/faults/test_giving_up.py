@@ -1,6 +1,7 @@
 """When workers that fail again and again are given up."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
 from metamixer_ray.checkpoint import CHECK, peer_files
 from metamixer_ray.errors import ProcessKilled
-from metamixer_ray.flags import Diverged
+from metamixer_ray.flags import Diverged, diverged
 from metamixer_ray.reporting import HOPELESS, HOPELESS_DEATHS, EpochReporter
 from tests.faults.told import Told
 
@@ -69,47 +70,60 @@ def kept(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("checkpoint-*"))
 
 
-def written(reporter: EpochReporter, epoch: int, *skipped: int) -> None:
-    """Have a checkpoint on disk, of which each peer says how many steps were skipped in a row before it, and report
-    it."""
-    name = f"checkpoint-epoch{epoch:04d}"
+def written(reporter: EpochReporter, steps: int, *skipped: int) -> None:
+    """Have a checkpoint on disk after so many steps, of which each peer says how many were skipped in a row before it,
+    and report it."""
+    name = f"checkpoint-epoch{steps:04d}"
     folder = Path(reporter.folder_uri) / name
     folder.mkdir(parents=True)
     for peer, count in enumerate(skipped):
         weights, manifest = peer_files(peer)
         (folder / weights).write_bytes(b"weights")
-        said = {"format": 2, "peer": peer, "sha256": "", "identity": {}, "skipped_in_a_row": count}
-        (folder / manifest).write_text(json.dumps(said))
+        said = {"format": 2, "peer": peer, "sha256": "", "identity": {}}
+        (folder / manifest).write_text(json.dumps({**said, "total_steps": steps, "skipped_in_a_row": count}))
     report = {"event": "checkpoint", "checkpoint": name, "leaving": False}
     reporter.after_report(None, [{**report, "skipped_in_a_row": count} for count in skipped], None)
 
 
-def diverge(reporter: EpochReporter) -> str:
+def diverge(reporter: EpochReporter, learnt: int) -> str:
+    """Give up after so many steps that were learnt, and twenty that were skipped; what is said of checkpoints."""
+    error = pickle.loads(pickle.dumps(diverged(20, learnt, 1, reporter.peers)))
     with pytest.raises(Diverged) as caught:
-        reporter.after_exception(None, {0: Diverged("20 steps in a row had non-finite values in peer 1")})
+        reporter.after_exception(None, {0: error})
     return str(caught.value).partition("\n")[2]
 
 
 def test_the_last_good_checkpoint_outlives_those_that_may_be_spoilt(reporter: EpochReporter) -> None:
     folder = Path(reporter.folder_uri)
     # One peer alone skips steps without an exchange.
-    for epoch, skipped in enumerate([(0, 0), (0, 0), (0, 3), (0, 7), (0, 11)], start=1):
-        written(reporter, epoch, *skipped)
-    assert kept(folder) == [f"checkpoint-epoch000{epoch}" for epoch in (1, 2, 3, 4, 5)]
-    # What an attempt that was killed left behind tells nobody anything.
-    (folder / "checkpoint-epoch0005" / peer_files(0)[1]).write_text(f'{{"{CHECK}": ""}}')
-    assert diverge(reporter) == "the last good checkpoint is checkpoint-epoch0002"
-    assert kept(folder) == ["checkpoint-epoch0001", "checkpoint-epoch0002", "checkpoint-epoch0005"]
+    for steps, skipped in [(10, (0, 0)), (20, (0, 0)), (30, (0, 3)), (34, (0, 7)), (38, (0, 11))]:
+        written(reporter, steps, *skipped)
+    assert kept(folder) == [f"checkpoint-epoch{steps:04d}" for steps in (10, 20, 30, 34, 38)]
+    # What an attempt that was killed left behind is no better.
+    (folder / "checkpoint-epoch0038" / peer_files(0)[1]).write_text(f'{{"{CHECK}": ""}}')
+    assert diverge(reporter, 27) == "the last good checkpoint is checkpoint-epoch0020"
+    assert kept(folder) == ["checkpoint-epoch0010", "checkpoint-epoch0020"]
+
+
+def test_the_step_before_those_that_were_skipped_may_be_what_spoilt_them(reporter: EpochReporter) -> None:
+    for steps, skipped in [(10, 0), (20, 0), (30, 10)]:
+        written(reporter, steps, skipped, skipped)
+    assert diverge(reporter, 20) == "the last good checkpoint is checkpoint-epoch0010"
+    assert kept(Path(reporter.folder_uri)) == ["checkpoint-epoch0010"]
 
 
 def test_skipped_steps_that_come_to_an_end_leave_no_more_than_are_kept(reporter: EpochReporter) -> None:
-    for epoch, skipped in enumerate([(0, 0), (4, 4), (8, 8), (0, 0)], start=1):
-        written(reporter, epoch, *skipped)
-    assert kept(Path(reporter.folder_uri)) == ["checkpoint-epoch0003", "checkpoint-epoch0004"]
-    assert diverge(reporter) == "the last good checkpoint is checkpoint-epoch0004"
+    for steps, skipped in [(10, 0), (20, 4), (24, 8), (50, 0)]:
+        written(reporter, steps, skipped, skipped)
+    assert kept(Path(reporter.folder_uri)) == ["checkpoint-epoch0024", "checkpoint-epoch0050"]
+    assert diverge(reporter, 60) == "the last good checkpoint is checkpoint-epoch0050"
 
 
-def test_nothing_is_deleted_where_nothing_better_is_left(reporter: EpochReporter) -> None:
-    written(reporter, 1, 4, 4)
-    assert diverge(reporter) == "there is no checkpoint from before"
-    assert kept(Path(reporter.folder_uri)) == ["checkpoint-epoch0001"]
+@pytest.mark.parametrize(
+    ("skipped", "said"),
+    [(4, "there is no checkpoint from before"), (0, "the last good checkpoint is checkpoint-epoch0020")],
+)
+def test_nothing_is_deleted_where_nothing_better_is_left(reporter: EpochReporter, skipped: int, said: str) -> None:
+    written(reporter, 20, skipped, skipped)
+    assert diverge(reporter, 20 - skipped) == said
+    assert kept(Path(reporter.folder_uri)) == ["checkpoint-epoch0020"]
