@@ -221,7 +221,7 @@ class _Columns:
         text = _aligned(
             [
                 f"{row['epoch']}/{self._epochs}",
-                "-" if loss is None else f"{loss:.3f}",
+                _loss(loss),
                 *cells,
                 "-" if speed is None else f"{speed:,.0f}",
                 duration(left),
@@ -239,6 +239,13 @@ def duration(seconds: float) -> str:
     if hours >= 48:
         return f"{hours // 24}d {hours % 24:02d}h"
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def _loss(value: float | None) -> str:
+    """In seven characters, also where training has gone wrong: ``2.300``, ``1.4e+08``."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}" if abs(value) < 10_000 else f"{value:.1e}"
 
 
 def _percent_sign(value: float | None) -> str:

@@ -75,6 +75,20 @@ def test_columns_are_aligned_and_fit(peers: int, width: int | None) -> None:
     assert first in table[1]
 
 
+@pytest.mark.parametrize(("loss", "shown"), [(2.3, "2.300"), (843.21, "843.2"), (1.37e8, "1.4e+08")])
+def test_a_loss_that_gets_out_of_hand_stays_in_its_column(loss: float, shown: str) -> None:
+    stream = io.StringIO()
+    console = Console(stream=stream)
+    console.opening(make_summary(2, epochs=4))
+    row = make_rows(2, 4)[0]
+    for peer in row["peers"]:
+        peer["loss"] = loss
+    console.epoch(row)
+    head, line = stream.getvalue().splitlines()[-2:]
+    assert line.split()[1] == shown
+    assert len(line) == len(head)
+
+
 def test_an_epoch_without_evaluation_shows_training_accuracy() -> None:
     text = run_console(io.StringIO(), peers=2, epochs=4, every=2)
     first, second = (re.search(rf"^ *{n}/4 .*$", text, re.MULTILINE) for n in (1, 2))
