@@ -14,13 +14,19 @@ import tyro
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from tests.e2e import tiny
 from tests.e2e.own_parts import REST
+from tests.faults.disk import Disk, mounted
 from tests.faults.injecting import FAULTS, Stage, stage_on, training, two_nodes
 from tests.faults.watch import Watch
+
+DISK_MEGABYTES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Soak:
-    """Disturb trainings of two tiny peers, one after the other, and compare each with one that nothing happened to."""
+    """Disturb trainings of two tiny peers, one after the other, and compare each with one that nothing happened to.
+
+    Their runs are on a small disk of their own, which is filled and protected, too: only root may mount one.
+    """
 
     minutes: float = 20.0
     """How long; the training that is under way is ended."""
@@ -58,19 +64,20 @@ def disturb(stage: Stage, options: Soak) -> Counter[str]:
     return done
 
 
-def soak(cluster: Any, storage: Path, options: Soak) -> None:
+def soak(cluster: Any, disk: Disk, options: Soak) -> None:
     """Disturb one training after another until time is up; each must end as the one before all of them did."""
     changed: dict[str, Any] = {"epochs": options.epochs}
     if options.rest:
         changed["peers"] = ["tests.e2e.own_parts:leisurely"] * 2
-    calm = stage_on(cluster, storage, "calm", options.seed, **changed)
+    storage = disk.place.parent
+    calm = stage_on(cluster, disk, "calm", options.seed, **changed)
     calm.run()
     assert calm.reap(timeout=None) == 0, calm.told[-1]
     injected: Counter[str] = Counter()
     rounds, began = 0, time.monotonic()
     while time.monotonic() < began + 60 * options.minutes:
         print(f"training {rounds}", flush=True)
-        stage = stage_on(cluster, storage, f"round{rounds}", options.seed + rounds, **changed)
+        stage = stage_on(cluster, disk, f"round{rounds}", options.seed + rounds, **changed)
         injected += disturb(stage, options)
         tiny.assert_equal_runs(calm.folder, stage.folder, epochs=options.epochs)
         assert tiny.tracked_epochs(storage, stage.folder.name) == tiny.tracked_epochs(storage, calm.folder.name)
@@ -87,10 +94,10 @@ def main() -> int:
     os.environ.setdefault("METAMIXER_HOME", str(storage / "home"))
     os.environ.setdefault("METAMIXER_CACHE", str(storage / "cache"))
     os.environ[REST] = str(options.rest)
-    with two_nodes() as cluster:
+    with mounted(storage / "runs", DISK_MEGABYTES) as disk, two_nodes() as cluster:
         watch = Watch(storage)
         try:
-            soak(cluster, storage, options)
+            soak(cluster, disk, options)
         finally:
             # Also of a soak that found something.
             watch.end()

@@ -1,7 +1,8 @@
 """A small disk that tests fill up and make read-only."""
 
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,3 +32,25 @@ class Disk:
     def writable(self, yes: bool) -> None:
         """Refuse to write anything, or allow it again."""
         subprocess.run(["mount", "-o", f"remount,{'rw' if yes else 'ro'}", self.place], check=True)
+
+
+class Unmountable(Exception):
+    """Whoever runs this may not mount a disk; says why."""
+
+
+@contextmanager
+def mounted(place: Path, megabytes: int) -> Iterator[Disk]:
+    """A disk of that size, mounted at a folder that is made for it.
+
+    Raises:
+        Unmountable: there is none.
+    """
+    place.mkdir(parents=True)
+    words = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", place]
+    mount = subprocess.run(words, capture_output=True, text=True)
+    if mount.returncode != 0:
+        raise Unmountable(mount.stderr.strip())
+    try:
+        yield Disk(place)
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)

@@ -3,11 +3,12 @@
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import ray
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from tests.e2e import tiny
 from tests.e2e.waiting import loaders, wait_for, workers
+from tests.faults.disk import Disk
 from tests.faults.test_torn_checkpoints import DAMAGES, damage
 
 HUNG_SECONDS = "8"
@@ -33,6 +35,10 @@ class Stage:
     folder: Path
     """The run's."""
     dice: random.Random
+    disk: Disk
+    """Where runs are, all of them."""
+    database: Path
+    """MLflow's."""
     told: list[str] = field(default_factory=list)
     """What the drivers printed."""
     driver: subprocess.Popen[str] | None = None
@@ -186,6 +192,39 @@ def tear_checkpoint(stage: Stage) -> bool:
     return kill_worker(stage) and torn
 
 
+def fill_disk(stage: Stage) -> bool:
+    """For a while there is no room for checkpoints and rows."""
+    stage.disk.fill()
+    time.sleep(stage.dice.uniform(1, 10))
+    stage.disk.free()
+    return True
+
+
+def protect_disk(stage: Stage) -> bool:
+    """For a while nothing can be written; which begins when nobody is just about to."""
+
+    def protected() -> bool:
+        with suppress(subprocess.CalledProcessError):
+            stage.disk.writable(False)
+            return True
+        return False
+
+    if not wait_for(protected, seconds=30):
+        return False
+    time.sleep(stage.dice.uniform(1, 10))
+    stage.disk.writable(True)
+    return True
+
+
+def lock_database(stage: Stage) -> bool:
+    """For a while somebody else has MLflow's database to themselves."""
+    with closing(sqlite3.connect(stage.database, isolation_level=None, timeout=30)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        time.sleep(stage.dice.uniform(1, 30))
+        other.execute("ROLLBACK")
+    return True
+
+
 FAULTS: dict[str, Callable[[Stage], bool]] = {
     "a worker is killed": kill_worker,
     "all workers are killed": kill_workers,
@@ -199,6 +238,9 @@ FAULTS: dict[str, Callable[[Stage], bool]] = {
     "a raylet is killed": kill_raylet,
     "a node is taken with notice": take_node,
     "the newest checkpoint is damaged": tear_checkpoint,
+    "the disk is full for a while": fill_disk,
+    "the disk can't be written to for a while": protect_disk,
+    "MLflow's database is locked for a while": lock_database,
 }
 """Each injects itself, and says whether it came in time."""
 
@@ -224,10 +266,12 @@ def settings(**changed: Any) -> dict[str, Any]:
     return {"checkpoint_seconds": 2, "evaluate_every": 5, "train_limit": 960, "loader_processes": 1, **changed}
 
 
-def stage_on(cluster: Any, storage: Path, name: str, seed: int, **changed: Any) -> Stage:
-    """A training that is ready to be started on a cluster."""
+def stage_on(cluster: Any, disk: Disk, name: str, seed: int, **changed: Any) -> Stage:
+    """A training that is ready to be started on a cluster, with its run on ``disk`` and MLflow's database beside it."""
+    storage = disk.place.parent
     words = [*tiny.flags(storage, name=name, **settings(**changed)), "--address", cluster.address]
-    return Stage(cluster, words, storage / "runs" / name, random.Random(seed))
+    words[words.index("--storage") + 1] = str(disk.place)
+    return Stage(cluster, words, disk.place / name, random.Random(seed), disk, storage / "mlflow.db")
 
 
 def training(stage: Stage) -> bool:
