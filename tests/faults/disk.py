@@ -6,6 +6,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+BALLAST = "ballast"
+"""The file that fills a disk."""
+
 
 @dataclass(frozen=True)
 class Disk:
@@ -15,7 +18,7 @@ class Disk:
 
     @property
     def _ballast(self) -> Path:
-        return self.place / "ballast"
+        return self.place / BALLAST
 
     def fill(self, *, leave: int = 0) -> None:
         """Use up all space but about ``leave`` bytes."""
