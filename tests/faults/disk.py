@@ -33,8 +33,13 @@ class Disk:
         self._ballast.unlink()
 
     def writable(self, yes: bool) -> None:
-        """Refuse to write anything, or allow it again."""
-        subprocess.run(["mount", "-o", f"remount,{'rw' if yes else 'ro'}", self.place], check=True)
+        """Refuse to open anything for writing, or allow it again."""
+        if yes:
+            subprocess.run(["umount", "--lazy", self.place], check=True)
+            return
+        # Over itself: as it is it can't be protected while anybody has a file open for writing, a lock for instance.
+        subprocess.run(["mount", "--bind", self.place, self.place], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", self.place], check=True)
 
 
 class Unmountable(Exception):

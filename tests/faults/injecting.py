@@ -201,16 +201,8 @@ def fill_disk(stage: Stage) -> bool:
 
 
 def protect_disk(stage: Stage) -> bool:
-    """For a while nothing can be written; which begins when nobody is just about to."""
-
-    def protected() -> bool:
-        with suppress(subprocess.CalledProcessError):
-            stage.disk.writable(False)
-            return True
-        return False
-
-    if not wait_for(protected, seconds=30):
-        return False
+    """For a while nothing can be written."""
+    stage.disk.writable(False)
     time.sleep(stage.dice.uniform(1, 10))
     stage.disk.writable(True)
     return True
