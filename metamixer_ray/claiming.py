@@ -19,7 +19,7 @@ def claimed(folder: RunFolder) -> Iterator[None]:
     """Within, no other process can claim ``folder``. The system lets go of it however this process ends.
 
     On an object store nothing is claimed: it has no lock that a killed process would lose. Nor is it where a file
-    system knows of no locks, which is said.
+    system knows of no locks, which is said: a file instead of a lock would outlive a machine that is lost.
 
     Raises:
         ConfigError: another process has it, or it can't be written, or a link in it leads out of it.
@@ -28,7 +28,7 @@ def claimed(folder: RunFolder) -> Iterator[None]:
     if folder.local is not None:
         folder.check_links()
         folder.create()
-        lock = filelock.FileLock(folder.local / LOCK)
+        lock = filelock.FileLock(folder.local / LOCK, fallback_to_soft=False)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -36,7 +36,7 @@ def claimed(folder: RunFolder) -> Iterator[None]:
                 f"--name {folder.name!r} is taken: another process is at work in {folder}; wait until it ends, "
                 "stop it, or choose another name"
             ) from None
-        except (OSError, NotImplementedError) as error:
+        except OSError as error:
             # A file system that knows of no locks. If it only can't be written, that is told where it is written.
             logger.warning("%s can't be locked (%s): make sure that no other process works on this run", folder, error)
             lock = None

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from metamixer_ray.data import DataConfig
 from metamixer_ray.distill import DistillConfig, needs_validation
 from metamixer_ray.errors import ConfigError
-from metamixer_ray.masking import is_masked, masked
+from metamixer_ray.masking import is_masked, masked_uri
 from metamixer_ray.mixing import MixingConfig
 from metamixer_ray.networks import NetworkConfig
 from metamixer_ray.optimisation import OptimisationConfig
@@ -334,7 +334,7 @@ def to_yaml(config: TrainConfig) -> str:
 def _without_secrets(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _without_secrets(inner) for name, inner in value.items()}
-    return masked(value) if isinstance(value, str) else value
+    return masked_uri(value) if isinstance(value, str) else value
 
 
 def refuse_masked(settings: Mapping[str, Any]) -> None:

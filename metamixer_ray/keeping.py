@@ -17,7 +17,7 @@ from metamixer_ray.claiming import claimed
 from metamixer_ray.config import TrainConfig, flatten, home
 from metamixer_ray.data import Splits
 from metamixer_ray.errors import StorageFailed
-from metamixer_ray.masking import masked
+from metamixer_ray.masking import masked_uri
 from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.patience import insist
 from metamixer_ray.portraits import FIGURES, figure_makers
@@ -97,7 +97,7 @@ def ui_command(uri: str) -> str | None:
     """The shell line that opens MLflow's pages on a store without a server; None where a server shows it."""
     if not is_database(uri):
         return None
-    named = [] if uri == tracking_store(None)[0] else ["--tracking-uri", masked(uri)]
+    named = [] if uri == tracking_store(None)[0] else ["--tracking-uri", masked_uri(uri)]
     return shlex.join(["python", "-m", "metamixer_ray.ui", *named])
 
 

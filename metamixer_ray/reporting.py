@@ -24,7 +24,7 @@ from metamixer_ray.departure import LeavingGroup
 from metamixer_ray.errors import ConfigError, ProcessKilled, StorageFailed, TornCheckpoint, Unreachable, UserError
 from metamixer_ray.flags import Diverged
 from metamixer_ray.folder import RunFolder, checkpoint_names
-from metamixer_ray.masking import masked
+from metamixer_ray.masking import masked_uri
 from metamixer_ray.patience import persistently, what_helps
 from metamixer_ray.tracking import Journal
 from metamixer_ray.tracking.files import append_whole
@@ -111,8 +111,8 @@ class EpochReporter(ray.train.UserCallback):
     _last: str = "no checkpoint was written since the start"
     _restored: str | None = None
     """From which checkpoint the running attempt goes on."""
-    _whole: set[str] = field(default_factory=set, repr=False)
-    """The checkpoints that this attempt wrote."""
+    _whole: dict[str, bool] = field(default_factory=dict, repr=False)
+    """The checkpoints that this attempt wrote, and whether amid skipped steps."""
 
     def _tell(self, event: Mapping[str, Any]) -> None:
         tell(self.live, event)
@@ -127,7 +127,7 @@ class EpochReporter(ray.train.UserCallback):
             epochs = zip(*(told["reports"] for told in metrics), strict=True)
             self._unrecorded = {reports[0]["epoch"]: reports for reports in epochs}
             self._record()
-            self._restored, self._whole = metrics[0]["checkpoint"], set()
+            self._restored, self._whole = metrics[0]["checkpoint"], {}
             if (name := self._restored) is not None:
                 self._last = f"the last whole checkpoint is {name}"
             return
@@ -148,11 +148,11 @@ class EpochReporter(ray.train.UserCallback):
 
     def _take(self, name: str, *, whole: bool, amid_skipped: bool) -> None:
         """Delete the checkpoints that are older than the ``keep`` latest up to ``name``, and what a killed attempt left
-        of one; or ``name`` itself, where a rank could not write its part. Amid skipped steps, of which there are few in
-        a row, none is deleted: those from before may be the last good ones. What can't be deleted for now is passed
-        over, and is older next time."""
+        of one; or ``name`` itself, where a rank could not write its part. Those that were written amid skipped steps
+        may be spoilt: they displace no others, and go with the next that wasn't. What can't be deleted for now is
+        passed over, and is older next time."""
         if whole:
-            self._whole.add(name)
+            self._whole[name] = amid_skipped
             self._last = f"the last whole checkpoint is {name}"
             self.troubles.say("checkpoints", None)
         with suppress(OSError):
@@ -162,37 +162,46 @@ class EpochReporter(ray.train.UserCallback):
                 return
             if amid_skipped:
                 return
-            good = self._whole.union(checkpoint_names(folder, until=self._restored) if self._restored else ())
             before = [old for old in checkpoint_names(folder, until=name) if old != name]
-            kept = [old for old in before if old in good][: self.keep - 1]
+            kept = [old for old in before if self._counts(folder, old)][: self.keep - 1]
             for old in before:
                 if old not in kept:
                     folder.remove_folder(old)
 
+    def _counts(self, folder: RunFolder, name: str) -> bool:
+        """Whether it is one of the ``keep``: it is whole, and was not written amid skipped steps."""
+        if name in self._whole:
+            return not self._whole[name]
+        older = self._restored is not None and name in checkpoint_names(folder, until=self._restored)
+        return older and self._learnt_until(folder, name) is not None
+
     def _go_back(self, learnt_steps: int) -> str:
         """Delete what was written amid the steps skipped last, or just before the first of them, so that nobody goes on
         from it or evaluates it; which checkpoint is the last good one. Where there is none, nothing is deleted."""
-        try:
+
+        def look() -> str:
             folder = RunFolder.again(self.folder_uri)
             until = {name: self._learnt_until(folder, name) for name in checkpoint_names(folder)}
-            learnt = {name: steps for name, steps in until.items() if steps is not None}
-            before = [name for name, steps in learnt.items() if steps != learnt_steps] or list(learnt)
-            if not before:
-                return "there is no checkpoint from before"
-            for name in takewhile(lambda name: name != before[0], until):
+            good = [name for name, steps in until.items() if steps is not None and steps < learnt_steps]
+            if not good:
+                return "there is none from before; those that are there may be spoilt"
+            for name in takewhile(lambda name: name != good[0], until):
                 folder.remove_folder(name)
-            return f"the last good checkpoint is {before[0]}"
-        except OSError:
-            return self._last
+            return f"the last good checkpoint is {good[0]}"
+
+        try:
+            return persistently(look, SHORT_PATIENCE, lambda error: None, self._wait)
+        except (OSError, UserError):
+            return f"{self._last}; what was written after {learnt_steps} steps or later may be spoilt"
 
     def _learnt_until(self, folder: RunFolder, name: str) -> int | None:
-        """See :func:`learnt_until`; None also where a part of it is torn or missing."""
+        """See :func:`learnt_until`; None also where a part of it is torn or missing, or isn't of the others' step."""
         manifests = [folder.read(f"{name}/{peer_files(peer)[1]}") for peer in range(len(self.peers))]
         try:
-            steps = [learnt_until(manifest or b"") for manifest in manifests]
+            steps = {learnt_until(manifest or b"") for manifest in manifests}
         except TornCheckpoint:
             return None
-        return None if None in steps else steps[0]
+        return steps.pop() if len(steps) == 1 else None
 
     def _see(self, name: str) -> None:
         """Once, see from here what the workers wrote: a folder of one name may be another on each machine.
@@ -259,7 +268,7 @@ class EpochReporter(ray.train.UserCallback):
         return False
 
     def _place(self) -> str:
-        return f"metrics.jsonl in {masked(self.folder_uri)}"
+        return f"metrics.jsonl in {masked_uri(self.folder_uri)}"
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Say what happened; give up at once on what a person must mend, or when there is no progress."""

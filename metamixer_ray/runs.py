@@ -15,7 +15,7 @@ from metamixer_ray.data import Splits
 from metamixer_ray.data.config import LARGEST_SIDE, SMALLEST_SIDE
 from metamixer_ray.errors import ConfigError, UserError
 from metamixer_ray.folder import RunFolder
-from metamixer_ray.masking import masked
+from metamixer_ray.masking import masked_uri
 from metamixer_ray.settings_text import parse_settings
 from metamixer_ray.tracking import Journal
 
@@ -60,7 +60,7 @@ def storage_of(config: TrainConfig) -> RunFolder:
 
 def default_name(config: TrainConfig) -> str:
     """For example ``resnet14-resnet8-metamixer-dml-digits-20261122-134501``."""
-    data = masked(config.dataset.data).rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
+    data = masked_uri(config.dataset.data).rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
     words = [*config.peers, config.mixing.mixer, config.distillation.distiller, data]
     kept = "-".join("".join(c if c.isalnum() or c in "-_." else "_" for c in word) for word in words)
     return f"{kept[:100]}-{time.strftime('%Y%m%d-%H%M%S')}"

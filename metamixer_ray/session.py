@@ -32,6 +32,9 @@ from metamixer_ray.worker import WriteCheckpoint, train_peer
 
 T = TypeVar("T")
 
+FAREWELL_SECONDS = 30.0
+"""For how long a training that is given up waits for its last checkpoint."""
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -104,10 +107,14 @@ class RaySession:
     def told_to_stop(self) -> bool:
         return departure.due() or (self._ticker is not None and self._ticker.stopping)
 
-    def finish(self) -> None:
-        """Wait until what was reported last is where it belongs."""
+    def finish(self, seconds: float | None = None) -> None:
+        """Wait until what was reported last is where it belongs, so many seconds at most.
+
+        Raises:
+            TimeoutError: it isn't by then.
+        """
         if self._under_way is not None:
-            self._under_way.result()
+            self._under_way.result(seconds)
 
     def _deliver(
         self, upload: Upload, metrics: dict[str, Any], write: WriteCheckpoint | None, before: Future[None] | None
@@ -152,6 +159,6 @@ def ray_worker(settings: Mapping[str, Any]) -> None:
     except Diverged:
         # What is still being written must be there when the controller looks for what to go back to.
         with suppress(Exception):
-            session.finish()
+            session.finish(FAREWELL_SECONDS)
         raise
     session.finish()

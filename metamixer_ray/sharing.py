@@ -13,7 +13,7 @@ from metamixer_ray.config import TrainConfig
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.growth import startable
 from metamixer_ray.keeping import tracking_store
-from metamixer_ray.masking import masked
+from metamixer_ray.masking import masked_uri
 from metamixer_ray.runs import STORAGE_VARIABLE, storage_of
 
 
@@ -50,8 +50,8 @@ def refuse_private(config: TrainConfig, where: str) -> None:
     uri, _ = tracking_store(config.run.tracking_uri)
     if is_file(uri):
         raise ConfigError(
-            f"--tracking-uri {masked(uri)} is a file of one machine, and {where}: start an MLflow server that all can "
-            "reach, 'mlflow server --host 0.0.0.0 --allowed-hosts HEAD:5000 --artifacts-destination s3://BUCKET/mlflow'"
+            f"--tracking-uri {masked_uri(uri)} is a file of one machine, and {where}: start an MLflow server that all "
+            "can reach, 'mlflow server --host 0.0.0.0 --allowed-hosts HEAD:5000 --artifacts-destination s3://BUCKET/mlflow'"
             ", and name it by --tracking-uri or $MLFLOW_TRACKING_URI, such as http://HEAD:5000"
         )
     if config.run.storage is None and not os.environ.get(STORAGE_VARIABLE):

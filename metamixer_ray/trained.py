@@ -11,7 +11,7 @@ from metamixer_ray.config import TrainConfig, refuse_masked
 from metamixer_ray.data import DataConfig, ImageSet, load_splits
 from metamixer_ray.errors import ConfigError, DataError
 from metamixer_ray.folder import RunFolder
-from metamixer_ray.masking import masked
+from metamixer_ray.masking import masked_uri
 from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.preparation import build_peers
 from metamixer_ray.reporting import peer_names
@@ -134,7 +134,7 @@ def open_trained(folder: RunFolder, options: RunOptions | None = None) -> Traine
         networks=networks,
         images=images,
         # Other data need not have a part of that name.
-        split=masked(other.data if other else named),
+        split=masked_uri(other.data if other else named),
         classes=splits.classes,
         mean=facts.mean,
         std=facts.std,

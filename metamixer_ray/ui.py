@@ -11,7 +11,7 @@ import tyro
 from metamixer_ray.cli import run_command
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.keeping import tracking_store
-from metamixer_ray.masking import masked
+from metamixer_ray.masking import masked_uri
 from metamixer_ray.tracking.mlflow_run import sqlite_file
 from metamixer_ray.tracking.naming import is_server
 
@@ -45,7 +45,7 @@ def server_command(options: UiOptions) -> list[str] | None:
     path = sqlite_file(uri)
     if path is not None and not path.exists():
         raise ConfigError(
-            f"there are no runs in {masked(uri)} yet: 'python -m metamixer_ray.train' makes one; "
+            f"there are no runs in {masked_uri(uri)} yet: 'python -m metamixer_ray.train' makes one; "
             "other stores are named by --tracking-uri or $MLFLOW_TRACKING_URI"
         )
     with socket.socket() as probe:
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body(words: Sequence[str]) -> None:
         options = tyro.cli(UiOptions, prog="python -m metamixer_ray.ui", args=words)
         store = tracking_store(options.tracking_uri)[0]
-        uri = masked(store)
+        uri = masked_uri(store)
         command = server_command(options)
         if command is None:
             print(f"a server shows these runs already: {uri}")

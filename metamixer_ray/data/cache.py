@@ -107,7 +107,7 @@ def writing(folder: Path) -> Iterator[None]:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Only one process of the node is inside at a time."""
-    lock = filelock.FileLock(path)
+    lock = filelock.FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(timeout=1)
     except filelock.Timeout:

@@ -40,8 +40,8 @@ Result = TypeVar("Result")
 MOST_EACH = 64
 """A socket holds a few hundred messages; beyond that, whoever sends would wait for whom it sends to."""
 
-SILENCE = 60.0
-"""Seconds without a result after which it is asked whether somebody stopped (SIGSTOP) who owes it."""
+SILENCE = 30.0
+"""Seconds without a result, again and again, after which it is asked whether somebody stopped (SIGSTOP) who owes it."""
 
 _NUMBER = struct.Struct("Q")
 _ALIGNED = 64
@@ -142,9 +142,11 @@ class _Helper(Generic[Job, Result]):
     def result(self, helpers: "list[_Helper[Job, Result]]") -> Result:
         """That of the first job whose result was not asked for yet; waits for it, while all ``helpers`` live."""
         sentinels = [helper._process.sentinel for helper in helpers]
+        stopped = False
         while not (ready := wait([self._connection, *sentinels], SILENCE)):
-            # A job may take as long as it likes, but who was stopped is at none.
-            if _is_stopped(self._process.pid):
+            # A job may take as long as it likes, but who was stopped, and wasn't for a moment only, is at none.
+            before, stopped = stopped, _is_stopped(self._process.pid)
+            if before and stopped:
                 raise _Died(f"was stopped, and has not gone on for {SILENCE:g} seconds (process {self._process.pid})")
         if self._connection not in ready:
             raise next(helper for helper in helpers if helper._process.sentinel in ready)._death()

@@ -13,7 +13,7 @@ from metamixer_ray.config import TrainConfig, completed, flag, flatten, identity
 from metamixer_ray.data import NAMED_SOURCES
 from metamixer_ray.errors import ConfigError
 from metamixer_ray.folder import RunFolder
-from metamixer_ray.masking import masked
+from metamixer_ray.masking import masked_uri
 from metamixer_ray.runs import storage_of
 from metamixer_ray.settings_text import parse_settings
 from metamixer_ray.sweeps.config import DEFAULT_VALIDATION, SweepConfig
@@ -133,7 +133,7 @@ def _facts_of(kind: Kind, folder: RunFolder) -> dict[str, Any]:
 
 def default_name(kind: Kind, training: TrainConfig, subject: str) -> str:
     """For example ``sweep-mixing-digits-20261122-134501``."""
-    data = masked(training.dataset.data)
+    data = masked_uri(training.dataset.data)
     data = data if data in NAMED_SOURCES else data.rstrip("/").rpartition("/")[2].partition(".")[0]
     kept = "".join(c if c.isalnum() or c in "-_" else "_" for c in f"{kind.noun}-{subject}-{data}")
     return f"{kept[:100]}-{time.strftime('%Y%m%d-%H%M%S')}"

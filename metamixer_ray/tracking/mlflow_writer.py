@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from metamixer_ray.masking import masked
+from metamixer_ray.masking import masked, masked_uri
 from metamixer_ray.tracking.mlflow_run import MlflowRun, ModelUpload, RunIdentity
 from metamixer_ray.tracking.naming import shortened
 from metamixer_ray.tracking.rows import Row
@@ -193,7 +193,7 @@ class MlflowWriter:
             done = self._terminated and not self._busy()
             if not done:
                 self._warn(
-                    f"MLflow at {masked(self.tracking_uri)} did not get everything: {len(self._rows)} epochs "
+                    f"MLflow at {masked_uri(self.tracking_uri)} did not get everything: {len(self._rows)} epochs "
                     f"and {len(self._uploads)} files or models are missing there. The run folder has the "
                     "metrics; resuming the run sends them"
                 )
@@ -226,7 +226,7 @@ class MlflowWriter:
             else:
                 with self._changed:
                     if self._failures > 1:
-                        _logger.info("MLflow at %s is back and up to date", masked(self.tracking_uri))
+                        _logger.info("MLflow at %s is back and up to date", masked_uri(self.tracking_uri))
                     self._failures = 0
                     self._changed.notify_all()
                     if self._terminated and not self._busy():
@@ -250,7 +250,7 @@ class MlflowWriter:
             if self._failures == 2 and not self._warned:
                 self._warned = True
                 self._warn(
-                    f"MLflow at {masked(self.tracking_uri)} can't be written to: {_reason(error)}. The "
+                    f"MLflow at {masked_uri(self.tracking_uri)} can't be written to: {_reason(error)}. The "
                     "training goes on; the run folder keeps its metrics, MLflow gets them as soon as it can"
                 )
         _logger.debug("MLflow: %s", masked(str(error)))

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from metamixer_ray.masking import masked
+from metamixer_ray.masking import masked, masked_uri
 from metamixer_ray.tracking.rows import Row, mean, number
 
 PARAMETER_LENGTH = 6000
@@ -29,7 +29,7 @@ def parameter_values(settings: Mapping[str, Any]) -> dict[str, str]:
 
     Secrets are masked and values longer than MLflow keeps are cut.
     """
-    return {_key(name): shortened(masked(_text(value)), PARAMETER_LENGTH) for name, value in settings.items()}
+    return {_key(name): shortened(masked_uri(_text(value)), PARAMETER_LENGTH) for name, value in settings.items()}
 
 
 def tag_values(tags: Mapping[str, Any]) -> dict[str, str]:
@@ -100,7 +100,7 @@ def run_place(tracking_uri: str, experiment: str, run_name: str, ids: tuple[str 
         ids: the experiment's and the run's, as far as they are known.
     """
     if is_server(tracking_uri) and None not in ids:
-        return f"{masked(tracking_uri).rstrip('/')}/#/experiments/{ids[0]}/runs/{ids[1]}{TRAININGS}"
+        return f"{masked_uri(tracking_uri).rstrip('/')}/#/experiments/{ids[0]}/runs/{ids[1]}{TRAININGS}"
     return f"experiment {experiment}, run {run_name}"
 
 

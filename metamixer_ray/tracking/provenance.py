@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from metamixer_ray.masking import masked
+from metamixer_ray.masking import masked, masked_uri
 
 # In which Ray tells a job's driver about the job.
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -64,7 +64,7 @@ def repeat_command(module: str, *, instead: Sequence[str] = ()) -> str:
     running = getattr(sys.modules.get("__main__"), "__spec__", None)
     arguments = sys.argv[1:] if running is not None and running.name == module else instead
     words = ["python", "-m", module, *arguments]
-    return masked(shlex.join(words))
+    return masked(shlex.join(map(masked_uri, words)))
 
 
 def hardware() -> str:

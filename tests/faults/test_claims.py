@@ -108,11 +108,12 @@ def test_a_run_that_is_trained_is_not_resumed_and_a_killed_one_is(tmp_path: Path
         assert not open_run(again).new
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_folder_that_knows_of_no_locks_is_used_and_it_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
     def refuse(descriptor: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(number, os.strerror(number))
 
     with claimed(RunFolder(str(tmp_path / "one"))):
         assert not caplog.messages

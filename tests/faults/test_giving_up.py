@@ -1,6 +1,7 @@
 """When workers that fail again and again are given up."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -112,18 +113,43 @@ def test_the_step_before_those_that_were_skipped_may_be_what_spoilt_them(reporte
     assert kept(Path(reporter.folder_uri)) == ["checkpoint-epoch0010"]
 
 
-def test_skipped_steps_that_come_to_an_end_leave_no_more_than_are_kept(reporter: EpochReporter) -> None:
-    for steps, skipped in [(10, 0), (20, 4), (24, 8), (50, 0)]:
+def test_spoilt_ones_displace_no_good_ones_when_skipping_ends(reporter: EpochReporter) -> None:
+    for steps, skipped in [(10, 0), (20, 0), (24, 4), (50, 0)]:
         written(reporter, steps, skipped, skipped)
-    assert kept(Path(reporter.folder_uri)) == ["checkpoint-epoch0024", "checkpoint-epoch0050"]
-    assert diverge(reporter, 60) == "the last good checkpoint is checkpoint-epoch0050"
-
-
-@pytest.mark.parametrize(
-    ("skipped", "said"),
-    [(4, "there is no checkpoint from before"), (0, "the last good checkpoint is checkpoint-epoch0020")],
-)
-def test_nothing_is_deleted_where_nothing_better_is_left(reporter: EpochReporter, skipped: int, said: str) -> None:
-    written(reporter, 20, skipped, skipped)
-    assert diverge(reporter, 20 - skipped) == said
+    assert kept(Path(reporter.folder_uri)) == ["checkpoint-epoch0020", "checkpoint-epoch0050"]
+    assert diverge(reporter, 50) == "the last good checkpoint is checkpoint-epoch0020"
     assert kept(Path(reporter.folder_uri)) == ["checkpoint-epoch0020"]
+
+
+def test_after_a_restart_spoilt_ones_are_known_by_what_they_say(reporter: EpochReporter) -> None:
+    for steps, skipped in [(10, 0), (20, 0), (24, 4)]:
+        written(reporter, steps, skipped, skipped)
+    restored = {"event": "restored", "warnings": [], "reports": [], "checkpoint": "checkpoint-epoch0024"}
+    reporter.after_report(None, [restored] * 2, None)
+    written(reporter, 50, 0, 0)
+    assert kept(Path(reporter.folder_uri)) == ["checkpoint-epoch0020", "checkpoint-epoch0050"]
+
+
+def test_what_an_earlier_attempt_left_later_on_is_no_better(reporter: EpochReporter) -> None:
+    for steps, skipped in [(10, 0), (20, 0), (34, 4), (60, 0)]:
+        written(reporter, steps, skipped, skipped)
+    # That of step 60 was passed over when this attempt began, and is still there.
+    assert diverge(reporter, 30) == "the last good checkpoint is checkpoint-epoch0020"
+    assert kept(Path(reporter.folder_uri)) == ["checkpoint-epoch0020"]
+
+
+@pytest.mark.parametrize("skipped", [4, 0])
+def test_nothing_is_deleted_where_nothing_better_is_left(reporter: EpochReporter, skipped: int) -> None:
+    written(reporter, 20, skipped, skipped)
+    assert diverge(reporter, 20 - skipped) == "there is none from before; those that are there may be spoilt"
+    assert kept(Path(reporter.folder_uri)) == ["checkpoint-epoch0020"]
+
+
+def test_divergence_is_told_also_where_checkpoints_cannot_be_looked_at(reporter: EpochReporter) -> None:
+    written(reporter, 20, 0, 0)
+    manifest = Path(reporter.folder_uri) / "checkpoint-epoch0020" / peer_files(0)[1]
+    manifest.unlink()
+    os.mkfifo(manifest)
+    assert diverge(reporter, 25) == (
+        "the last whole checkpoint is checkpoint-epoch0020; what was written after 25 steps or later may be spoilt"
+    )

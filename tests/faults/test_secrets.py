@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from metamixer_ray.config import TrainConfig, flatten, from_settings, identity, read_yaml, to_yaml
 from metamixer_ray.data import load_splits
 from metamixer_ray.errors import ConfigError, DataError, TrainingFailed
-from metamixer_ray.masking import is_masked, masked
+from metamixer_ray.masking import is_masked, masked, masked_uri
 from metamixer_ray.runs import create_run, default_name, open_run
 from metamixer_ray.sweeps.config import SweepConfig
 from metamixer_ray.sweeps.opening import SWEEP, create_sweep, facts_of, open_sweep
@@ -56,6 +56,9 @@ def test_a_file_of_settings_holds_no_key_and_asks_for_it() -> None:
         "http://h/?x=1&pass=HIDDEN",
         "s3://KEY:HID DEN@bucket/x",
         "--tracking-uri https://u:HID DEN@h/x is refused, see 'http://c:5000/a'",
+        "https://u:HID@ss DEN@h",
+        "postgresql+psycopg://mlflow:2024 HIDDEN@db/mlflow",
+        "postgresql://mlflow:it's HIDDEN@db/mlflow",
     ],
 )
 def test_no_form_of_a_place_shows_its_secret(text: str) -> None:
@@ -69,11 +72,32 @@ def test_no_form_of_a_place_shows_its_secret(text: str) -> None:
 @given(
     st.sampled_from(["https", "s3", "postgresql+psycopg"]),
     st.from_regex(r"[a-z]{1,4}(@[a-z]{1,4}(\.[a-z]{1,3})?)?", fullmatch=True),
-    st.text(st.characters(exclude_categories=["Z", "C"]), min_size=1, max_size=8),
+    st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=8),
 )
-def test_no_user_and_password_are_shown(scheme: str, user: str, password: str) -> None:
+def test_no_user_and_password_are_kept(scheme: str, user: str, password: str) -> None:
     place = f"{scheme}://{user}:#{password}#@host/x"
+    assert masked_uri(place) == f"{scheme}://***@host/x"
+    assert masked_uri(f"{scheme}://{user}:{password}@host/x") == f"{scheme}://***@host/x"
+    # In prose what follows the last @ is all that is sure to be there still.
     assert masked(f"it is {place}, which is away") == f"it is {scheme}://***@host/x, which is away"
+
+
+@pytest.mark.parametrize("unit", ["://", "://a:b ", "?token", "://a:b@", "--token-", "&key;"])
+def test_long_texts_of_any_kind_are_masked_at_once(unit: str) -> None:
+    text = unit * (20_000 // len(unit))
+    assert len(masked(text)) <= len(text) + 30_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "MLflow at http://mlflow:5000: 503 (see http://wiki/x), ask ops@corp.example",
+        "http://mlflow:5000, reported by bob@corp.example",
+        "hdfs://someone@host:8020/runs is away; ask a@b.example",
+    ],
+)
+def test_what_is_no_secret_is_left_in_a_message(text: str) -> None:
+    assert masked(text) == text
 
 
 def test_places_without_keys_are_kept_as_they_are() -> None:

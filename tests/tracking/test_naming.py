@@ -94,7 +94,7 @@ def test_a_repository_that_does_not_track_the_code_is_not_taken(tmp_path: Path) 
 
 def test_the_command_to_repeat_is_quoted_and_masked() -> None:
     command = repeat_command("metamixer_ray.train", instead=["--name", "two words", "--storage", "s3://k:s@b"])
-    assert command == "python -m metamixer_ray.train --name 'two words' --storage s3://***@b"
+    assert command == "python -m metamixer_ray.train --name 'two words' --storage 's3://***@b'"
 
 
 def test_the_command_of_another_program_is_not_taken_for_ours() -> None:
