@@ -169,11 +169,15 @@ class EpochReporter(ray.train.UserCallback):
                     folder.remove_folder(old)
 
     def _counts(self, folder: RunFolder, name: str) -> bool:
-        """Whether it is one of the ``keep``: it is whole, and was not written amid skipped steps."""
+        """Whether it is one of the ``keep``: it was not left by a killed attempt, nor written amid skipped steps."""
         if name in self._whole:
             return not self._whole[name]
-        older = self._restored is not None and name in checkpoint_names(folder, until=self._restored)
-        return older and self._learnt_until(folder, name) is not None
+        if self._restored is None or name not in checkpoint_names(folder, until=self._restored):
+            return False
+        try:
+            return None not in self._steps(folder, name)
+        except TornCheckpoint:
+            return True  # passed over by whoever goes on, but perhaps not by a person
 
     def _go_back(self, learnt_steps: int) -> str:
         """Delete what was written amid the steps skipped last, or just before the first of them, so that nobody goes on
@@ -196,12 +200,20 @@ class EpochReporter(ray.train.UserCallback):
 
     def _learnt_until(self, folder: RunFolder, name: str) -> int | None:
         """See :func:`learnt_until`; None also where a part of it is torn or missing, or isn't of the others' step."""
-        manifests = [folder.read(f"{name}/{peer_files(peer)[1]}") for peer in range(len(self.peers))]
         try:
-            steps = {learnt_until(manifest or b"") for manifest in manifests}
+            steps = set(self._steps(folder, name))
         except TornCheckpoint:
             return None
         return steps.pop() if len(steps) == 1 else None
+
+    def _steps(self, folder: RunFolder, name: str) -> list[int | None]:
+        """:func:`learnt_until` of each peer's part.
+
+        Raises:
+            TornCheckpoint: one is torn or missing.
+        """
+        manifests = [folder.read(f"{name}/{peer_files(peer)[1]}") for peer in range(len(self.peers))]
+        return [learnt_until(manifest or b"") for manifest in manifests]
 
     def _see(self, name: str) -> None:
         """Once, see from here what the workers wrote: a folder of one name may be another on each machine.
