@@ -163,16 +163,18 @@ class EpochReporter(ray.train.UserCallback):
             if amid_skipped:
                 return
             before = [old for old in checkpoint_names(folder, until=name) if old != name]
-            kept = [old for old in before if self._counts(folder, old)][: self.keep - 1]
+            older = checkpoint_names(folder, until=self._restored) if self._restored else []
+            kept = [old for old in before if self._counts(folder, old, older)][: self.keep - 1]
             for old in before:
                 if old not in kept:
                     folder.remove_folder(old)
 
-    def _counts(self, folder: RunFolder, name: str) -> bool:
-        """Whether it is one of the ``keep``: it was not left by a killed attempt, nor written amid skipped steps."""
+    def _counts(self, folder: RunFolder, name: str, older: Sequence[str]) -> bool:
+        """Whether it is one of the ``keep``: written by this attempt or among the ``older`` ones that it found, and not
+        amid skipped steps."""
         if name in self._whole:
             return not self._whole[name]
-        if self._restored is None or name not in checkpoint_names(folder, until=self._restored):
+        if name not in older:
             return False
         try:
             return None not in self._steps(folder, name)

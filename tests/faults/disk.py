@@ -61,4 +61,6 @@ def mounted(place: Path, megabytes: int) -> Iterator[Disk]:
     try:
         yield Disk(place)
     finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
+        # Twice where it was left protected.
+        while place.is_mount():
+            subprocess.run(["umount", "--lazy", place], check=True)

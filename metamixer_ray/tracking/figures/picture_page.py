@@ -1,6 +1,6 @@
 """A page of small pictures and captions, each put so many inches from its upper left corner.
 
-One axes holds them all: one for each picture would take a hundred times as long to lay out and to draw.
+One axes holds them all: a sheet with one for each picture takes three times as long to draw.
 """
 
 from typing import Any
@@ -16,7 +16,11 @@ TITLE_HEIGHT = 0.45
 
 
 class PicturePage:
-    """A figure of ``width`` by ``height`` inches with a title in the uppermost ``TITLE_HEIGHT`` of it."""
+    """A figure of ``width`` by ``height`` inches with a title in the uppermost ``TITLE_HEIGHT`` of it.
+
+    Attributes:
+        figure: what was put on it so far; places and lengths are in inches.
+    """
 
     def __init__(self, width: float, height: float, title: str) -> None:
         self.figure = Figure(figsize=(width, height), facecolor="white")
