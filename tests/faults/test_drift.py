@@ -1,6 +1,7 @@
 """A peer that leaves the loop early would be waited for in the exchange while it waits in the evaluation."""
 
 import os
+import random
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,15 +18,18 @@ from metamixer_ray.distill import PeersDrifted
 from tests.spine.pool import Pool, RankFailed
 from tests.spine.training import learn_together
 
+EXAMPLES = 4 * int(os.environ.get("FAULTS_EXAMPLES", "1"))
 HERE = "tests.spine.networks"
+EPOCHS, STEPS_PER_EPOCH = 3, 5
 
 
-def learn_with_fewer_batches(config: TrainConfig, folder: Path) -> None:
-    """The job of one rank: the second one has one batch less than the others."""
+def leave_early(config: TrainConfig, folder: Path, rank: int, epoch: int, steps: int) -> None:
+    """The job of one rank: train, but ``rank`` gets only so many batches of ``epoch`` (from 0)."""
     every = worker.train_batches
 
     def fewer(*args: Any, **others: Any) -> Iterator[Batch]:
-        return islice(every(*args, **others), 3 if dist.get_rank() == 1 else None)
+        early = dist.get_rank() == rank and others["epoch"] == epoch
+        return islice(every(*args, **others), steps if early else None)
 
     with patch.object(worker, "train_batches", fewer):
         try:
@@ -36,12 +40,26 @@ def learn_with_fewer_batches(config: TrainConfig, folder: Path) -> None:
             os._exit(1)
 
 
+@pytest.mark.parametrize("seed", range(EXAMPLES))
 def test_a_peer_that_leaves_the_loop_early_is_named_by_itself(
-    pool: Pool, small: Callable[..., TrainConfig], tmp_path: Path
+    pool: Pool, small: Callable[..., TrainConfig], tmp_path: Path, seed: int
 ) -> None:
-    config = small(peers=[f"{HERE}:tiny", f"{HERE}:wide"])
-    with pytest.raises(RankFailed, match="rank 1: the process died"):
-        pool.run(2, learn_with_fewer_batches, config, tmp_path)
-    told = f"peer 1 ({HERE}:wide), replica 0, ran out of batches after step 3 of 5 of epoch 1"
-    assert (tmp_path / "told").read_text() == told
-    assert not (tmp_path / "checkpoint-epoch0001").exists()
+    dice = random.Random(seed)
+    replicas = dice.choice([1, 2])
+    rank, epoch, steps = dice.randrange(2 * replicas), dice.randrange(EPOCHS), dice.randrange(STEPS_PER_EPOCH)
+    peers = [f"{HERE}:tiny", f"{HERE}:wide"]
+    config = small(peers=peers, replicas=replicas, epochs=EPOCHS, train_limit=16 * STEPS_PER_EPOCH)
+    with pytest.raises(RankFailed, match=f"rank {rank}: the process died") as failed:
+        pool.run(2 * replicas, leave_early, config, tmp_path, rank, epoch, steps)
+    # The others came to an end by that, and not by their patience.
+    assert "Timed out" not in str(failed.value)
+    # Replicas of one peer sit side by side.
+    peer, replica = divmod(rank, replicas)
+    who, when = (
+        f"peer {peer} ({peers[peer]}), replica {replica}",
+        f"step {steps} of {STEPS_PER_EPOCH} of epoch {epoch + 1}",
+    )
+    assert (tmp_path / "told").read_text() == f"{who}, ran out of batches after {when}"
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {
+        f"checkpoint-epoch{done:04d}" for done in range(1, epoch + 1)
+    }
