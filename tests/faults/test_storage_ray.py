@@ -1,7 +1,9 @@
-"""A whole training whose object store answers with errors for a while."""
+"""A whole training whose object store answers with errors for a while, at random moments."""
 
 import io
+import math
 import os
+import random
 import re
 import signal
 import threading
@@ -21,6 +23,7 @@ from tests.e2e.waiting import wait_for, workers
 from tests.faults.disk import Disk
 from tests.faults.road import Road
 
+EXAMPLES = int(os.environ.get("FAULTS_EXAMPLES", "1"))
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
@@ -32,18 +35,30 @@ def store() -> Iterator[tuple[Road, str]]:
         yield proxy, folder_of(proxy.port)
 
 
-def test_an_object_store_that_fails_for_a_while_changes_nothing(
-    uninterrupted: Path, store: tuple[Road, str], tmp_path: Path
+@pytest.mark.parametrize("seed", range(EXAMPLES))
+def test_an_object_store_that_fails_again_and_again_changes_nothing(
+    uninterrupted: Path, store: tuple[Road, str], tmp_path: Path, seed: int
 ) -> None:
     """Not even where a worker is killed meanwhile, which has nowhere to start from until it is over."""
-    (proxy, uri), told, seen = store, io.StringIO(), []
-    folder = RunFolder(uri).inside("hindered")
+    dice, (proxy, uri), told, seen = random.Random(seed), store, io.StringIO(), []
+    folder, over = RunFolder(uri).inside("hindered"), threading.Event()
 
-    def hinder() -> None:
-        seen.append(wait_for(lambda: (folder.read("metrics.jsonl") or b"").count(b"\n") >= 2))
+    def outages(limit: float = math.inf) -> int:
+        """How many there were, each long enough to turn somebody away, before training was over."""
+        done = 0
+        while done < limit and not over.wait(dice.uniform(0, 2)):
+            before = proxy.turned_away
+            proxy.close()
+            wait_for(lambda: over.is_set() or proxy.turned_away > before)  # noqa: B023
+            over.wait(dice.uniform(0, 2))
+            proxy.open()
+            done += 1
+        return done
+
+    def kill_in_the_dark() -> None:
         proxy.close()
         seen.append(wait_for(lambda: "checkpoints can't be written" in told.getvalue()))
-        victim = workers(os.getpid())[0]
+        victim = dice.choice(workers(os.getpid()))
         victim.send_signal(signal.SIGKILL)
         others = {worker.pid for worker in workers(os.getpid())} | {victim.pid}
         # Those that come after it ask for the checkpoint, in vain.
@@ -52,12 +67,22 @@ def test_an_object_store_that_fails_for_a_while_changes_nothing(
         seen.append(wait_for(lambda: proxy.turned_away > before + 3))
         proxy.open()
 
+    def hinder() -> None:
+        outages(limit=dice.randrange(3))
+        rows = dice.randint(1, tiny.EPOCHS - 4)
+        seen.append(wait_for(lambda: (folder.read("metrics.jsonl") or b"").count(b"\n") >= rows))
+        kill_in_the_dark()
+        print(outages(), "outages after it")
+
     hindrance = threading.Thread(target=hinder)
     hindrance.start()
     config = tiny.config(tmp_path, name="hindered", epochs=tiny.EPOCHS)
-    train(replace(config, run=replace(config.run, storage=uri)), Console(stream=told))
-    hindrance.join()
-    print(told.getvalue())
+    try:
+        train(replace(config, run=replace(config.run, storage=uri)), Console(stream=told))
+    finally:
+        over.set()
+        hindrance.join()
+        print(told.getvalue())
     assert seen == [True] * 4
     assert "checkpoints are written again" in told.getvalue()
     tiny.assert_equal_runs(uninterrupted, RunFolder(uri).fetch("hindered", tmp_path / "fetched"))
