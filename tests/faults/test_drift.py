@@ -12,6 +12,7 @@ import pytest
 import torch.distributed as dist
 
 from metamixer_ray import worker
+from metamixer_ray.checkpoint import read_peer
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.data import Batch
 from metamixer_ray.distill import PeersDrifted
@@ -60,6 +61,7 @@ def test_a_peer_that_leaves_the_loop_early_is_named_by_itself(
         f"step {steps} of {STEPS_PER_EPOCH} of epoch {epoch + 1}",
     )
     assert (tmp_path / "told").read_text() == f"{who}, ran out of batches after {when}"
-    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {
-        f"checkpoint-epoch{done:04d}" for done in range(1, epoch + 1)
-    }
+    whole = [f"checkpoint-epoch{done:04d}" for done in range(1, epoch + 1)]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == whole
+    for name in whole:
+        assert [read_peer(tmp_path / name, peer)["progress"]["step"] for peer in range(2)] == [0, 0]
