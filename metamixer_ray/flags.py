@@ -54,14 +54,18 @@ def share_flags(control: ControlSum, mesh: PeerMesh, device: torch.device) -> Co
         control = replace(control, culprit=mesh.peers_by_rank[control.culprit] if control.peers > 1 else mesh.peer)
     if mesh.replica_group is None:
         return control
-    culprit = -1 if control.culprit is None else control.culprit
-    flags = torch.tensor([control.nonfinite, culprit, control.wish_checkpoint, control.wish_stop], device=device)
+    # A maximum of x and of -x gives the last and the first culprit, who are one where there is only one. Replicas whose
+    # peers are all fine name nobody; several peers at once stand on both sides of all.
+    last = first = -mesh.peers
+    if control.nonfinite:
+        last, first = (mesh.peers, 1) if control.culprit is None else (control.culprit, -control.culprit)
+    flags = torch.tensor([control.nonfinite, last, first, control.wish_checkpoint, control.wish_stop], device=device)
     dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=mesh.replica_group)
-    nonfinite, culprit, wish_checkpoint, wish_stop = (int(flag) for flag in flags.tolist())
+    nonfinite, last, first, wish_checkpoint, wish_stop = (int(flag) for flag in flags.tolist())
     return replace(
         control,
         nonfinite=nonfinite,
-        culprit=None if culprit < 0 else culprit,
+        culprit=last if nonfinite and last == -first else None,
         wish_checkpoint=wish_checkpoint,
         wish_stop=wish_stop,
     )
