@@ -6,16 +6,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Meters:
-    """Sums of named scalars with their counts; adding never waits for the device."""
+    """Sums of named scalars with their counts; adding never waits for the device. What isn't finite counts for nothing,
+    as nothing is learnt from it, nor does what comes together with it."""
 
     def __init__(self, sums: dict[str, float] | None = None) -> None:
         self._before = dict(sums or {})
-        # One sum per set of names that come together, so that a step adds a handful of numbers at once.
+        # One sum per set of names that come together, so that a step adds a handful of numbers at once; their common
+        # count is the last of them.
         self._sums: dict[tuple[str, ...], Tensor] = {}
-        self._counts: dict[tuple[str, ...], float] = {}
 
     def add(self, **values: Tensor) -> None:
         """Count one value of each name: scalars, all on one device. A name always comes with the same others."""
@@ -23,17 +25,17 @@ class Meters:
         amounts = torch.stack([value.detach().double() for value in values.values()])
         if names not in self._sums:
             before = [self._before.pop(name, 0.0) for name in names]
-            self._sums[names] = torch.tensor(before, dtype=torch.float64, device=amounts.device)
-            self._counts[names] = max([self._before.pop(f"{name}/count", 0.0) for name in names])
-        self._sums[names] += amounts
-        self._counts[names] += 1.0
+            count = max([self._before.pop(f"{name}/count", 0.0) for name in names])
+            self._sums[names] = torch.tensor([*before, count], dtype=torch.float64, device=amounts.device)
+        self._sums[names] += torch.where(amounts.isfinite().all(), F.pad(amounts, (0, 1), value=1.0), 0.0)
 
     def sums(self) -> dict[str, float]:
         """All sums and counts as numbers, from which ``Meters(sums)`` goes on."""
         totals = dict(self._before)
         for names, sums in self._sums.items():
-            totals |= dict(zip(names, sums.tolist(), strict=True))
-            totals |= {f"{name}/count": self._counts[names] for name in names}
+            *amounts, count = sums.tolist()
+            totals |= dict(zip(names, amounts, strict=True))
+            totals |= {f"{name}/count": count for name in names}
         return totals
 
     def shared(self, group: dist.ProcessGroup | None, device: torch.device) -> dict[str, float]:
@@ -54,7 +56,7 @@ class Meters:
             packed = torch.tensor([sums[name] for name in names], dtype=torch.float64, device=device)
             dist.all_reduce(packed, group=group)
             sums = dict(zip(names, packed.tolist(), strict=True))
-        return {n: sums[n] / sums[f"{n}/count"] for n in names if not n.endswith("/count")}
+        return {n: sums[n] / sums[f"{n}/count"] for n in names if sums.get(f"{n}/count")}
 
 
 def gather_stages(means: dict[str, float], name: str) -> dict[str, Any]:

@@ -41,6 +41,14 @@ def test_a_name_is_divided_by_how_often_it_was_added() -> None:
     assert resumed.means(None, torch.device("cpu")) == {**expected, "seldom": 15.0}
 
 
+def test_what_is_not_finite_counts_for_nothing_nor_does_what_comes_with_it() -> None:
+    meters = Meters()
+    for loss, accuracy in [(1.0, 0.5), (float("nan"), 1.0), (2.0, 0.25), (float("inf"), 0.0)]:
+        meters.add(loss=torch.tensor(loss), accuracy=torch.tensor(accuracy))
+    meters.add(seldom=torch.tensor(float("nan")))
+    assert meters.means(None, torch.device("cpu")) == {"loss": 1.5, "accuracy": 0.375}
+
+
 def test_nothing_added_gives_nothing() -> None:
     assert Meters().means(None, torch.device("cpu")) == {}
 
