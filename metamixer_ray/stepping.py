@@ -1,12 +1,24 @@
 """An optimizer's step with gradients that are finite, or none; in float16, of a loss that is scaled for them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metamixer_ray.precision import Arithmetic
+
+
+def overflow(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
+    """0, or NaN where any of a network's buffers held what was finite ``before`` a forward pass and isn't ``after`` it.
+
+    A running variance overflows where logits, loss and gradients are still fine, and would stay so for good. What never
+    was finite, a mask for instance, is meant so.
+    """
+    if not any(each.is_floating_point() for each in after):
+        return torch.zeros(())
+    was, now = (torch.cat([each.flatten() for each in side if each.is_floating_point()]) for side in (before, after))
+    return torch.where((was.isfinite() & ~now.isfinite()).any(), torch.nan, 0.0)
 
 
 class Stepper:
@@ -33,7 +45,7 @@ class Stepper:
     def step(self) -> None:
         """Learn from the gradients, if they are finite."""
         if self._scaler is None:
-            self.broken = self._overflow()
+            self.broken = self._unsound()
             self._optimizer.found_inf = self.broken.isnan().float()  # type: ignore[attr-defined]
             self._optimizer.step()
             return
@@ -47,9 +59,9 @@ class Stepper:
         """Leave a step out that somebody is broken in; this peer stays so while its gradients aren't finite, and in
         float16 for good."""
         if self._scaler is None:
-            self.broken = torch.where(self.broken.isnan(), self._overflow(), self.broken)
+            self.broken = torch.where(self.broken.isnan(), self._unsound(), self.broken)
 
-    def _overflow(self) -> Tensor:
+    def _unsound(self) -> Tensor:
         """0, or NaN where the gradients aren't finite."""
         parameters = (p for group in self._optimizer.param_groups for p in group["params"])
         gradients = [p.grad for p in parameters if p.grad is not None]

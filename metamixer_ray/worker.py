@@ -49,6 +49,7 @@ from metamixer_ray.precision import autocast
 from metamixer_ray.preparation import READ_AS, part_of
 from metamixer_ray.randomness import seed_torch, torch_seed
 from metamixer_ray.restoring import Checkpoints, checkpoint_identity, restore
+from metamixer_ray.stepping import overflow
 
 EVALUATION_BATCH = 500
 
@@ -242,7 +243,7 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, wish: Control) -
         beside=statistics_message(statistics),
         # What not all would hear, nobody may act on.
         control=wish if exchange is peer.exchange else Control(step=wish.step),
-        also_finite=cross_entropy + peer.stepper.broken,
+        also_finite=cross_entropy.detach() + peer.stepper.broken + overflow(before, peer.buffers),
     )
     hits = targets.gather(1, logits.argmax(dim=1, keepdim=True)).mean()
     for group in peer.optimizer.param_groups:

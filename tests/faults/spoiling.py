@@ -10,8 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-PLACES = ("logits", "features", "gradients")
-VALUES = {"nan": torch.nan, "inf": torch.inf, "ninf": -torch.inf}
+VALUES = {"nan": torch.nan, "inf": torch.inf, "ninf": -torch.inf, "huge": 1e25}
+FORWARD = [(place, value) for place in ("logits", "features", "activations") for value in ("nan", "inf", "ninf")]
+# The square of it is infinite, and so is a running variance; all else stays finite.
+FORWARD.append(("activations", "huge"))
+BACKWARD = [("gradients", value) for value in ("nan", "inf", "ninf")]
+FINE_GRADIENTS = [("logits", "ninf"), ("activations", "huge")]
+"""Of those in the forward pass the ones that make no gradient infinite, with a cross-entropy and dml."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,8 @@ class Spoilt:
     """One value of one rank is ``value`` at a training step."""
 
     place: str
-    """Which values: the logits, what the last stage makes of the images (the logits stay fine), or the gradients."""
+    """Which values: the logits; what the last stage makes of the images, while the logits stay fine; what a BatchNorm
+    gets; or the gradients."""
     value: str
     step: int
     """From 0, over all epochs."""
@@ -50,7 +56,11 @@ class Suffering(nn.Module):
         super().__init__()
         self.one = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
         self.two = nn.Sequential(
-            nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(), Spoiling(self)
+            nn.Conv2d(8, 16, 3, stride=2, padding=1),
+            Spoiling(self, "activations"),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            Spoiling(self, "features"),
         )
         self.head = nn.Linear(16, classes)
         self.faults = faults
@@ -76,15 +86,15 @@ class Suffering(nn.Module):
 
 
 class Spoiling(nn.Module):
-    """The end of a stage, where what a tap sees is spoilt."""
+    """A place inside a network."""
 
-    def __init__(self, network: Suffering) -> None:
+    def __init__(self, network: Suffering, place: str) -> None:
         super().__init__()
         # Not as a part of this one: it is the other way round.
-        self._of = [network]
+        self._of, self._place = [network], place
 
     def forward(self, features: Tensor) -> Tensor:
-        value = self._of[0].fault("features")
+        value = self._of[0].fault(self._place)
         return features if value is None else with_one(features, value)
 
 

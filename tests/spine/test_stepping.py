@@ -13,7 +13,7 @@ from torch import nn
 
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.optimisation import OptimisationConfig, build_optimizer
-from metamixer_ray.stepping import Stepper
+from metamixer_ray.stepping import Stepper, overflow
 from tests.spine.pool import Pool
 from tests.spine.test_worker import identical, last, weights
 from tests.spine.training import learn_together
@@ -106,6 +106,18 @@ def test_a_peer_is_broken_where_no_scale_helps() -> None:
         left_out += 1
     assert left_out == 17  # 65536 is two to the 16th
     assert torch.isfinite(network.weight).all()
+
+
+@pytest.mark.parametrize("worst", [torch.nan, torch.inf, -torch.inf])
+def test_a_buffer_that_overflows_is_noticed_and_a_mask_is_none(worst: float) -> None:
+    mask, count, running = torch.tensor([0.0, -torch.inf]), torch.tensor(3), torch.rand(2, 3)
+    before = [mask, count, running.clone()]
+    running += 1e30
+    assert overflow(before, [mask, count, running]) == 0
+    running[1, 2] = worst
+    assert overflow(before, [mask, count, running]).isnan()
+    assert overflow([], []) == 0
+    assert overflow([count], [count + 1]) == 0
 
 
 def test_it_goes_on_as_if_nothing_had_happened() -> None:
