@@ -27,6 +27,7 @@ from metamixer_ray.results import tested_row
 from metamixer_ray.runs import CONFIG, SUMMARY, TRACKED, Run
 from metamixer_ray.tracking import Console, MlflowWriter, Places, RunSummary, run_description
 from metamixer_ray.tracking.figures import figure_png
+from metamixer_ray.tracking.files import json_text
 from metamixer_ray.tracking.models import ModelExportError, export_network
 from metamixer_ray.tracking.naming import is_database, is_server, model_name, run_place
 from metamixer_ray.tracking.provenance import environment_tags, source_tags
@@ -255,13 +256,23 @@ class Keeper:
         for name, draw in figure_makers(self._config, splits, networks, rows, alone_rows).items():
             try:
                 figure = draw()
-                if figure is not None:
-                    folder.write(f"figures/{name}.png", figure_png(figure))
+                picture = None if figure is None else figure_png(figure)
             except Exception as error:
                 # Nothing that was trained may be lost for a picture.
                 self._console.warn(f"figure {name!r} could not be drawn: {error}")
-        self._insist(lambda: folder.write_json(SUMMARY, summary), f"{folder}/{SUMMARY} can't be written")
+                continue
+            if picture is not None:
+                self._write(f"figures/{name}.png", picture)
+        self._write(SUMMARY, json_text(summary))
         return self.send(splits, networks, rows, summary)
+
+    def _write(self, name: str, content: bytes | str) -> None:
+        folder = self._run.folder
+        self._insist(lambda: folder.write(name, content), f"{folder}/{name} can't be written")
+
+    def _read(self, name: str) -> bytes | None:
+        folder = self._run.folder
+        return self._insist(lambda: folder.read(name), f"{folder}/{name} can't be read")
 
     def _insist(self, work: Callable[[], T], what: str) -> T:
         try:
@@ -279,7 +290,7 @@ class Keeper:
         summary: Mapping[str, Any],
     ) -> Places:
         """Send what the run folder holds to MLflow. ``networks`` have the trained weights."""
-        folder, writer = self._run.folder, self.writer()
+        writer = self.writer()
         writer.offer(rows)
         before = [peer["top1"] for peer in summary["baseline"]["peers"]] if "baseline" in summary else None
         if before:
@@ -287,7 +298,7 @@ class Keeper:
             writer.log_metrics(gains, self._config.epochs, rows[-1]["time"])
         writer.set_tags({"mlflow.note.content": run_description(self._announced, tested_row(rows[-1]), before)})
         for name in (CONFIG, SUMMARY, *(f"figures/{figure}.png" for figure in FIGURES)):
-            if (content := folder.read(name)) is not None:
+            if (content := self._read(name)) is not None:
                 writer.log_artifact(content, name)
         if self._config.run.log_models:
             self._log_models(splits, networks)
