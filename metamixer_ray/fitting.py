@@ -3,7 +3,7 @@
 import json
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,7 +80,11 @@ def fit(
         TrainingDiverged: values stayed non-finite; names the peer.
         TrainingFailed: it ended early; says how to go on.
     """
-    rows = insist(lambda: _open(folder), f"{folder} can't be used", config.run.storage_patience, console.warn)
+
+    def persistent(work: Callable[[], Any]) -> Any:
+        return insist(work, f"{folder} can't be used", config.run.storage_patience, console.warn)
+
+    rows: list[dict[str, Any]] = persistent(lambda: _open(folder))
     writer.offer(rows)
     if any(row["epoch"] == config.epochs for row in rows):
         return rows
@@ -131,7 +135,7 @@ def fit(
 
             def train() -> None:
                 try:
-                    outlive_controllers(trainer, folder, live)
+                    outlive_controllers(trainer, folder, live, persistent)
                 finally:
                     over.set()
 
@@ -144,8 +148,7 @@ def fit(
                 raise _told(error, folder) from error
             finally:
                 console.close()
-    what = f"metrics.jsonl in {folder} can't be read"
-    rows = insist(lambda: journal_of(folder).rows(), what, config.run.storage_patience, console.warn)
+    rows = persistent(lambda: journal_of(folder).rows())
     writer.offer(rows)
     if not rows or rows[-1]["epoch"] != config.epochs:
         done = rows[-1]["epoch"] if rows else 0
@@ -165,21 +168,32 @@ def _open(folder: RunFolder) -> list[dict[str, Any]]:
     return journal_of(folder).rows()
 
 
-def outlive_controllers(trainer: PeersTrainer, folder: RunFolder, live: Path) -> None:
+def outlive_controllers(
+    trainer: PeersTrainer, folder: RunFolder, live: Path, persistent: Callable[[Callable[[], Any]], Any]
+) -> None:
     """Run ``trainer`` to its end, again from the last checkpoint where its controller died, which Ray Train leaves to
-    us. It gives up after ``HOPELESS_DEATHS`` deaths in a row without a checkpoint in between."""
-    deaths, newest = 0, checkpoint_names(folder)[:1]
+    us. It gives up after ``HOPELESS_DEATHS`` deaths in a row without a checkpoint in between.
+
+    Args:
+        persistent: does what uses ``folder``, which may fail for a while. A controller can't start before it is over.
+    """
+
+    def look() -> list[str]:
+        names: list[str] = persistent(lambda: checkpoint_names(folder)[:1])
+        return names
+
+    deaths, newest = 0, look()
     while True:
         try:
             trainer.fit()
             return
         except ray.exceptions.RayActorError:
-            deaths = deaths + 1 if checkpoint_names(folder)[:1] == newest else 1
+            deaths = deaths + 1 if look() == newest else 1
             if deaths >= HOPELESS_DEATHS or live.with_name(STOP).exists():
                 raise
-        newest = checkpoint_names(folder)[:1]
+        newest = look()
         tell(live, {"event": "failure", "message": "the training's controller died"})
-        give_back(folder)
+        persistent(lambda: give_back(folder))
 
 
 def end(ticker: Ticker, live: Path, over: threading.Event, console: Listener) -> None:

@@ -21,6 +21,7 @@ from tests.e2e import tiny
 from tests.e2e.object_store import folder_of, object_store
 from tests.e2e.waiting import wait_for, workers
 from tests.faults.disk import Disk
+from tests.faults.injecting import processes
 from tests.faults.road import Road
 
 EXAMPLES = int(os.environ.get("FAULTS_EXAMPLES", "1"))
@@ -39,7 +40,7 @@ def store() -> Iterator[tuple[Road, str]]:
 def test_an_object_store_that_fails_again_and_again_changes_nothing(
     uninterrupted: Path, store: tuple[Road, str], tmp_path: Path, seed: int
 ) -> None:
-    """Not even where a worker is killed meanwhile, which has nowhere to start from until it is over."""
+    """Not even where a worker or the controller is killed meanwhile, which can start from nowhere until it is over."""
     dice, (proxy, uri), told, seen = random.Random(seed), store, io.StringIO(), []
     folder, over = RunFolder(uri).inside("hindered"), threading.Event()
 
@@ -65,13 +66,17 @@ def test_an_object_store_that_fails_again_and_again_changes_nothing(
         cries = told.getvalue().count("checkpoints can't be written")
         proxy.close()
         seen.append(until(lambda: told.getvalue().count("checkpoints can't be written") > cries))
-        victim = dice.choice(workers(os.getpid()))
+        before = set(workers(os.getpid()))
+        victim = dice.choice([*before, *processes("ray::TrainController")])
         victim.send_signal(signal.SIGKILL)
-        others = {worker.pid for worker in workers(os.getpid())} | {victim.pid}
-        # Those that come after it ask for the checkpoint, in vain.
-        seen.append(until(lambda: bool({worker.pid for worker in workers(os.getpid())} - others)))
-        before = proxy.turned_away
-        seen.append(until(lambda: proxy.turned_away > before + 3))
+        # Those that come after a worker ask for the checkpoint, in vain; without a controller the driver does.
+        seen.append(
+            until(lambda: bool(set(workers(os.getpid())) - before))
+            if victim in before
+            else until(lambda: "can't be used (" in told.getvalue())
+        )
+        asked = proxy.turned_away
+        seen.append(until(lambda: proxy.turned_away > asked + 3))
         proxy.open()
 
     def hinder() -> None:
@@ -97,7 +102,11 @@ def test_an_object_store_that_fails_again_and_again_changes_nothing(
         print(told.getvalue())
     assert seen == [True] * 5
     assert "checkpoints are written again" in told.getvalue()
-    tiny.assert_equal_runs(uninterrupted, RunFolder(uri).fetch("hindered", tmp_path / "fetched"))
+    assert "could not be drawn" not in told.getvalue()
+    fetched = RunFolder(uri).fetch("hindered", tmp_path / "fetched")
+    tiny.assert_equal_runs(uninterrupted, fetched)
+    pictures = [sorted(path.name for path in (run / "figures").iterdir()) for run in (uninterrupted, fetched)]
+    assert pictures[0] == pictures[1]
     assert tiny.tracked_epochs(tmp_path) == list(range(1, tiny.EPOCHS + 1))
 
 
