@@ -16,7 +16,7 @@ from metamixer_ray.networks import StagedNetwork, common_stages
 from metamixer_ray.optimisation import build_optimizer
 from metamixer_ray.precision import Arithmetic, resolve_precision
 from metamixer_ray.preparation import batch_order, build_peers, peer_distiller
-from metamixer_ray.stepping import Stepper
+from metamixer_ray.stepping import Stepper, running_statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,8 @@ class Peer:
     forward: nn.Module
     buffers: Sequence[Tensor]
     """The network's buffers, listed once: to find them takes milliseconds."""
+    running: Sequence[Tensor]
+    """Those of them that are running means and variances."""
     optimizer: torch.optim.Optimizer
     stepper: Stepper
     """Takes its steps."""
@@ -81,6 +83,7 @@ def set_up(config: TrainConfig, mesh: PeerMesh, device: torch.device, splits: Sp
         network=network,
         forward=forward,
         buffers=list(network.buffers()),
+        running=running_statistics(network),
         optimizer=optimizer,
         stepper=Stepper(optimizer, precision, device),
         mixer=build_mixer(config.mixing),

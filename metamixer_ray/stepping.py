@@ -4,21 +4,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from metamixer_ray.precision import Arithmetic
 
 
-def overflow(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
-    """0, or NaN where any of a network's buffers held what was finite ``before`` a forward pass and isn't ``after`` it.
+def running_statistics(network: nn.Module) -> list[Tensor]:
+    """The running means and variances of a network's normalisation layers, one-dimensional."""
+    layers = (module for module in network.modules() if isinstance(module, _NormBase))
+    return [each for layer in layers for each in (layer.running_mean, layer.running_var) if each is not None]
 
-    A running variance overflows where logits, loss and gradients are still fine, and would stay so for good. What never
-    was finite, a mask for instance, is meant so.
+
+def overflow(running: Sequence[Tensor]) -> Tensor:
+    """0, or NaN where a running mean or variance isn't finite.
+
+    A variance overflows where logits, loss and gradients are still fine, and would stay so for good.
     """
-    if not any(each.is_floating_point() for each in after):
+    if not running:
         return torch.zeros(())
-    was, now = (torch.cat([each.flatten() for each in side if each.is_floating_point()]) for side in (before, after))
-    return torch.where((was.isfinite() & ~now.isfinite()).any(), torch.nan, 0.0)
+    return torch.where(torch.cat([*running]).isfinite().all(), 0.0, torch.nan)
 
 
 class Stepper:

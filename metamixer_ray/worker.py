@@ -243,7 +243,7 @@ def learn(peer: Peer, batch: Batch, epoch: int, meters: Meters, wish: Control) -
         beside=statistics_message(statistics),
         # What not all would hear, nobody may act on.
         control=wish if exchange is peer.exchange else Control(step=wish.step),
-        also_finite=cross_entropy.detach() + peer.stepper.broken + overflow(before, peer.buffers),
+        also_finite=cross_entropy.detach() + peer.stepper.broken + overflow(peer.running),
     )
     hits = targets.gather(1, logits.argmax(dim=1, keepdim=True)).mean()
     for group in peer.optimizer.param_groups:

@@ -13,7 +13,7 @@ from torch import nn
 
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.optimisation import OptimisationConfig, build_optimizer
-from metamixer_ray.stepping import Stepper, overflow
+from metamixer_ray.stepping import Stepper, overflow, running_statistics
 from tests.spine.pool import Pool
 from tests.spine.test_worker import identical, last, weights
 from tests.spine.training import learn_together
@@ -109,15 +109,18 @@ def test_a_peer_is_broken_where_no_scale_helps() -> None:
 
 
 @pytest.mark.parametrize("worst", [torch.nan, torch.inf, -torch.inf])
-def test_a_buffer_that_overflows_is_noticed_and_a_mask_is_none(worst: float) -> None:
-    mask, count, running = torch.tensor([0.0, -torch.inf]), torch.tensor(3), torch.rand(2, 3)
-    before = [mask, count, running.clone()]
-    running += 1e30
-    assert overflow(before, [mask, count, running]) == 0
-    running[1, 2] = worst
-    assert overflow(before, [mask, count, running]).isnan()
-    assert overflow([], []) == 0
-    assert overflow([count], [count + 1]) == 0
+def test_running_statistics_that_overflow_are_noticed_and_other_buffers_may_hold_anything(worst: float) -> None:
+    network = nn.Sequential(
+        nn.BatchNorm2d(3), nn.BatchNorm1d(4, track_running_stats=False), nn.BatchNorm1d(5), nn.Linear(2, 2)
+    )
+    network.register_buffer("mask", torch.tensor([[0.0, -torch.inf]]))
+    running = running_statistics(network)
+    assert [len(each) for each in running] == [3, 3, 5, 5]
+    running[1].fill_(1e38)
+    assert overflow(running) == 0
+    running[3][2] = worst
+    assert overflow(running).isnan()
+    assert overflow(running_statistics(nn.Linear(2, 2))) == 0
 
 
 def test_it_goes_on_as_if_nothing_had_happened() -> None:
