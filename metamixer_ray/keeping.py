@@ -16,12 +16,12 @@ import torch
 from metamixer_ray.claiming import claimed
 from metamixer_ray.config import TrainConfig, flatten, home
 from metamixer_ray.data import Splits
-from metamixer_ray.errors import StorageFailed
+from metamixer_ray.errors import ConfigError, StorageFailed
 from metamixer_ray.masking import masked_uri
 from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.patience import insist
 from metamixer_ray.portraits import FIGURES, figure_makers
-from metamixer_ray.reporting import peer_names
+from metamixer_ray.reporting import first_line, peer_names
 from metamixer_ray.restoring import checkpoint_identity, load_trained
 from metamixer_ray.results import tested_row
 from metamixer_ray.runs import CONFIG, SUMMARY, TRACKED, Run
@@ -261,8 +261,11 @@ class Keeper:
                 # Nothing that was trained may be lost for a picture.
                 self._console.warn(f"figure {name!r} could not be drawn: {error}")
                 continue
-            if picture is not None:
-                self._write(f"figures/{name}.png", picture)
+            try:
+                if picture is not None:
+                    self._write(f"figures/{name}.png", picture)
+            except (StorageFailed, ConfigError) as error:
+                self._console.warn(f"figure {name!r} is missing: {first_line(error)}")
         self._write(SUMMARY, json_text(summary))
         return self.send(splits, networks, rows, summary)
 
