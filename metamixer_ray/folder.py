@@ -98,6 +98,16 @@ class RunFolder:
         except OSError as error:
             raise Unwritable(f"{self.option} {self} can't be written: {what_helps(error)}") from None
 
+    @contextmanager
+    def to_be_read(self) -> Iterator[None]:
+        """What can't be read inside becomes a ConfigError that names the option."""
+        try:
+            yield
+        except Unwritable:
+            raise
+        except OSError as error:
+            raise ConfigError(f"{self.option} {self} can't be read: {what_helps(error)}") from None
+
     def exists(self, name: str) -> bool:
         """Whether a file or folder is in it."""
         return bool(self.filesystem.get_file_info(self.path(name)).type != fs.FileType.NotFound)

@@ -22,7 +22,7 @@ from metamixer_ray.placement import connect, worker_resources
 from metamixer_ray.preparation import batch_order, build_peers, part_of
 from metamixer_ray.restoring import checkpoint_identity, load_trained
 from metamixer_ray.results import summarise, tested_row
-from metamixer_ray.runs import CONFIG, SUMMARY, TRACKED, Run, create_run, journal_of, open_run
+from metamixer_ray.runs import CONFIG, SUMMARY, TRACKED, Run, create_run, journal_of, open_run, storage_of
 from metamixer_ray.sharing import check_shared
 from metamixer_ray.tracking import Console, PeerSummary, RunSummary
 from metamixer_ray.tracking.provenance import repeat_command
@@ -52,10 +52,11 @@ def train(config: TrainConfig, console: Console | None = None, *, parent_run_id:
     networks = build_peers(config, classes=len(splits.classes), image_size=splits.train.image_size)
     part = part_of(config, splits, peer=0)
     steps = batch_order(config, part).steps_per_epoch
-    run = open_run(config)
+    with storage_of(config).to_be_read():
+        run = open_run(config)
+        finished = run.folder.read_json(SUMMARY)
     if config.run.resume_or_start and run.new:
         console.note(f"there is nothing to resume: run {run.name!r} starts anew")
-    finished = run.folder.read_json(SUMMARY)
     if finished is not None and config.baseline and "baseline" not in finished:
         finished = None  # the baseline is still to be trained
     if finished is not None and run.folder.exists(TRACKED):

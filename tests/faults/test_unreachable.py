@@ -1,6 +1,7 @@
 """An object store that doesn't answer for a while: what is streamed and what a sweep records wait for it."""
 
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from metamixer_ray.errors import DataError, StorageFailed, Unreachable
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.sweeps.ledger import Ledger
 from metamixer_ray.sweeps.underway import Underway
+from metamixer_ray.train import main
 from tests.data.drawing import write_parquet
 from tests.e2e.object_store import folder_of, object_store
 from tests.e2e.waiting import wait_for
@@ -74,6 +76,16 @@ def port() -> Iterator[int]:
 def store(port: int) -> Store:
     road = Road(port)
     return Store(road, folder_of(road.port))
+
+
+def test_a_training_that_begins_meanwhile_says_so_and_ends(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.road.close()
+    words = ["--storage", store.uri, "--name", "early", "--peers", "resnet8", "resnet8"]
+    for resuming in ([], ["--resume-or-start"]):
+        assert main([*words, *resuming]) == 2
+        told = capsys.readouterr().err
+        assert re.match(r"error: --storage s3://\*\*\*@bucket/runs\S* can't be read: .*503", told), told
+        assert "Traceback" not in told
 
 
 @pytest.fixture
