@@ -3,6 +3,7 @@
 import json
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from ray.train.torch import TorchConfig
 from metamixer_ray.capacity import WorkerResources
 from metamixer_ray.config import TrainConfig, to_settings
 from metamixer_ray.departure import HearSigterm
-from metamixer_ray.errors import TrainingDiverged, TrainingFailed, UserError
+from metamixer_ray.errors import StorageFailed, TrainingDiverged, TrainingFailed, UserError
 from metamixer_ray.flags import Diverged
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.interruption import aside
@@ -80,11 +81,7 @@ def fit(
         TrainingDiverged: values stayed non-finite; names the peer.
         TrainingFailed: it ended early; says how to go on.
     """
-
-    def persistent(work: Callable[[], Any]) -> Any:
-        return insist(work, f"{folder} can't be used", config.run.storage_patience, console.warn)
-
-    rows: list[dict[str, Any]] = persistent(lambda: _open(folder))
+    rows = insist(lambda: _open(folder), f"{folder} can't be used", config.run.storage_patience, console.warn)
     writer.offer(rows)
     if any(row["epoch"] == config.epochs for row in rows):
         return rows
@@ -135,7 +132,7 @@ def fit(
 
             def train() -> None:
                 try:
-                    outlive_controllers(trainer, folder, live, persistent)
+                    outlive_controllers(trainer, folder, live, config.run.storage_patience, console.warn)
                 finally:
                     over.set()
 
@@ -144,11 +141,14 @@ def fit(
             except KeyboardInterrupt:
                 end(ticker, live, over, console)
                 raise
+            except StorageFailed as error:
+                raise StorageFailed(f"{error}\n{_go_on(folder)}") from None
             except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
                 raise _told(error, folder) from error
             finally:
                 console.close()
-    rows = persistent(lambda: journal_of(folder).rows())
+    what = f"metrics.jsonl in {folder} can't be read"
+    rows = insist(lambda: journal_of(folder).rows(), what, config.run.storage_patience, console.warn)
     writer.offer(rows)
     if not rows or rows[-1]["epoch"] != config.epochs:
         done = rows[-1]["epoch"] if rows else 0
@@ -169,31 +169,43 @@ def _open(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def outlive_controllers(
-    trainer: PeersTrainer, folder: RunFolder, live: Path, persistent: Callable[[Callable[[], Any]], Any]
+    trainer: PeersTrainer, folder: RunFolder, live: Path, patience: float, warn: Callable[[str], None]
 ) -> None:
     """Run ``trainer`` to its end, again from the last checkpoint where its controller died, which Ray Train leaves to
     us. It gives up after ``HOPELESS_DEATHS`` deaths in a row without a checkpoint in between.
 
     Args:
-        persistent: does what uses ``folder``, which may fail for a while. A controller can't start before it is over.
+        patience: seconds for which ``folder`` may fail. A controller can't start before it is over.
     """
 
-    def look() -> list[str]:
-        names: list[str] = persistent(lambda: checkpoint_names(folder)[:1])
-        return names
+    def over(seconds: float) -> bool:
+        """Whether nobody wants this training any more, or within so many seconds."""
+        until = time.monotonic() + seconds
+        while live.exists() and not live.with_name(STOP).exists():
+            if time.monotonic() >= until:
+                return False
+            time.sleep(LOOK_SECONDS)
+        return True
 
-    deaths, newest = 0, look()
+    def newest_now() -> list[str]:
+        return insist(lambda: checkpoint_names(folder)[:1], f"{folder} can't be read", patience, warn, over)
+
+    deaths, newest = 0, newest_now()
     while True:
         try:
             trainer.fit()
             return
         except ray.exceptions.RayActorError:
-            deaths = deaths + 1 if look() == newest else 1
-            if deaths >= HOPELESS_DEATHS or live.with_name(STOP).exists():
+            if over(0):
                 raise
-        newest = look()
-        tell(live, {"event": "failure", "message": "the training's controller died"})
-        persistent(lambda: give_back(folder))
+            tell(live, {"event": "failure", "message": "the training's controller died"})
+            before, newest = newest, newest_now()
+            deaths = deaths + 1 if newest == before else 1
+            if deaths >= HOPELESS_DEATHS:
+                raise
+            insist(lambda: give_back(folder), f"{folder} can't be used", patience, warn, over)
+            if over(0):
+                raise
 
 
 def end(ticker: Ticker, live: Path, over: threading.Event, console: Listener) -> None:
@@ -217,9 +229,11 @@ def _told(error: Exception, folder: RunFolder) -> Exception:
         reason, _, last = str(failure).partition("\n")
         return TrainingDiverged(f"{reason}; that is another run. What was trained is in {folder}: {last}")
     reason = first_line(failure if failure is not None else error)
-    return TrainingFailed(
-        f"{reason}\nwhat was trained is in {folder}; the same command with --name {folder.name} --resume goes on"
-    )
+    return TrainingFailed(f"{reason}\n{_go_on(folder)}")
+
+
+def _go_on(folder: RunFolder) -> str:
+    return f"what was trained is in {folder}; the same command with --name {folder.name} --resume goes on"
 
 
 @contextmanager

@@ -63,14 +63,21 @@ def what_helps(error: OSError) -> str:
     return f"{wrong}; {remedy}" if remedy else wrong
 
 
-def insist(work: Callable[[], T], what: str, seconds: float, warn: Callable[[str], None]) -> T:
+def insist(
+    work: Callable[[], T],
+    what: str,
+    seconds: float,
+    warn: Callable[[str], None],
+    wait: Callable[[float], object] | None = None,
+) -> T:
     """The same for what a person waits for: it is told once that it doesn't go, and again when it can't be.
 
     Args:
         what: what can't be done, for the message: ``"the summary can't be written to /runs/a"``.
+        wait: as for :func:`persistently`.
 
     Raises:
-        StorageFailed: ``seconds`` are over.
+        StorageFailed: ``seconds`` are over, or ``wait`` ended the attempts.
     """
     warned: list[OSError] = []
 
@@ -80,6 +87,6 @@ def insist(work: Callable[[], T], what: str, seconds: float, warn: Callable[[str
         warned.append(error)
 
     try:
-        return persistently(work, seconds, tell)
+        return persistently(work, seconds, tell, wait)
     except OSError as error:
         raise StorageFailed(f"{what}: {what_helps(error)}") from error

@@ -3,16 +3,21 @@
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
+from metamixer_ray import fitting
 from metamixer_ray.checkpoint import CHECK, peer_files
-from metamixer_ray.errors import ProcessKilled
+from metamixer_ray.errors import ProcessKilled, StorageFailed
 from metamixer_ray.flags import Diverged, diverged
-from metamixer_ray.reporting import HOPELESS, HOPELESS_DEATHS, EpochReporter
+from metamixer_ray.folder import RunFolder
+from metamixer_ray.reporting import HOPELESS, HOPELESS_DEATHS, STOP, EpochReporter
+from metamixer_ray.starting import PeersTrainer
 from tests.faults.told import Told
 
 DEAD, CUT, BROKEN, HELPLESS, SILENT = (
@@ -153,3 +158,60 @@ def test_divergence_is_told_also_where_checkpoints_cannot_be_looked_at(reporter:
     assert diverge(reporter, 25) == (
         "the last whole checkpoint is checkpoint-epoch0020; what was written after 25 steps or later may be spoilt"
     )
+
+
+class Dying:
+    """A trainer whose controller dies again and again, which may be told of."""
+
+    def __init__(self, told: Callable[[], object] = lambda: None) -> None:
+        self.told, self.starts = told, 0
+
+    def fit(self) -> None:
+        self.starts += 1
+        self.told()
+        raise RayActorError
+
+
+def go_on(trainer: Dying, place: Path, monkeypatch: pytest.MonkeyPatch, names: Callable[..., list[str]]) -> list[str]:
+    """Outlive its controllers in a folder with those checkpoints; what is warned of."""
+    live, warnings = place / "live.jsonl", list[str]()
+    live.touch()
+    monkeypatch.setattr(fitting, "checkpoint_names", names)
+    with pytest.raises((RayActorError, StorageFailed)):
+        fitting.outlive_controllers(
+            cast(PeersTrainer, trainer), RunFolder(str(place / "run")), live, patience=100.0, warn=warnings.append
+        )
+    return warnings
+
+
+def test_controllers_that_die_without_a_checkpoint_in_between_are_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Dying()
+    assert not go_on(trainer, tmp_path, monkeypatch, lambda _: ["checkpoint-epoch0001"])
+    assert trainer.starts == HOPELESS_DEATHS
+
+
+def test_a_training_that_is_stopped_is_started_by_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Dying((tmp_path / STOP).touch)
+    go_on(trainer, tmp_path, monkeypatch, lambda _: [])
+    assert trainer.starts == 1
+
+
+@pytest.mark.parametrize("how", ["stopped", "left"])
+def test_nor_is_one_that_waits_for_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """By whoever stops it, or as in a notebook by who went on to other things."""
+    looks = []
+
+    def names(_: RunFolder) -> list[str]:
+        looks.append(None)
+        if len(looks) == 3:
+            (tmp_path / STOP).touch() if how == "stopped" else (tmp_path / "live.jsonl").unlink()
+        if len(looks) > 1:
+            raise OSError("no answer")
+        return []
+
+    trainer = Dying()
+    (warning,) = go_on(trainer, tmp_path, monkeypatch, names)
+    assert warning == f"{tmp_path}/run can't be read (no answer); it is tried again for 100 seconds"
+    assert (trainer.starts, len(looks)) == (1, 3)

@@ -73,7 +73,7 @@ def test_an_object_store_that_fails_again_and_again_changes_nothing(
         seen.append(
             until(lambda: bool(set(workers(os.getpid())) - before))
             if victim in before
-            else until(lambda: "can't be used (" in told.getvalue())
+            else until(lambda: "can't be read (" in told.getvalue())
         )
         asked = proxy.turned_away
         seen.append(until(lambda: proxy.turned_away > asked + 3))
