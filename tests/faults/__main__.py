@@ -20,6 +20,15 @@ from tests.faults.injecting import FAULTS, Stage, stage_on, training, two_nodes
 from tests.faults.watch import Watch
 
 DISK_MEGABYTES = 256
+# Ray remembers up to 100,000 tasks, actors and workers that are over, which two hours don't fill: memory would grow all
+# the while, and hide what grows for ever.
+REMEMBERED = {
+    "RAY_task_events_max_num_task_in_gcs": "1000",
+    "RAY_task_events_max_dropped_task_attempts_tracked_per_job_in_gcs": "1000",
+    "RAY_maximum_gcs_destroyed_actor_cached_count": "100",
+    "RAY_maximum_gcs_dead_worker_cached_count": "100",
+    "RAY_maximum_gcs_dead_node_cached_count": "10",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +107,7 @@ def main() -> int:
     os.environ.setdefault("METAMIXER_HOME", str(storage / "home"))
     os.environ.setdefault("METAMIXER_CACHE", str(storage / "cache"))
     os.environ[REST] = str(options.rest)
+    os.environ.update(REMEMBERED)
     with ExitStack() as stack:
         try:
             disk = stack.enter_context(mounted(storage / "runs", DISK_MEGABYTES))

@@ -36,9 +36,9 @@ class Load:
 
 
 def of_ray() -> list[str]:
-    """Titles of Ray's workers under this process."""
+    """Titles of Ray's workers under this process, without what they are at."""
     words = (process.cmdline() for process in psutil.Process().children(recursive=True))
-    return [title[0].strip() for title in words if title and title[0].startswith("ray::")]
+    return [title[0].strip().split(".")[0] for title in words if title and title[0].startswith("ray::")]
 
 
 # What Ray keeps for as long as the cluster is there.
