@@ -88,17 +88,19 @@ def soak(cluster: Any, disk: Disk, options: Soak) -> None:
     assert calm.reap(timeout=None) == 0, calm.told[-1]
     injected: Counter[str] = Counter()
     rounds, began = 0, time.monotonic()
-    while time.monotonic() < began + 60 * options.minutes:
-        print(f"training {rounds}", flush=True)
-        stage = stage_on(cluster, disk, f"round{rounds}", options.seed + rounds, **changed)
-        injected += disturb(stage, options)
-        tiny.assert_equal_runs(calm.folder, stage.folder, epochs=options.epochs)
-        assert tiny.tracked_epochs(storage, stage.folder.name) == tiny.tracked_epochs(storage, calm.folder.name)
-        assert len(checkpoint_names(RunFolder(str(stage.folder)))) <= tiny.config(storage).run.keep_checkpoints
-        rounds += 1
-    for kind, count in injected.most_common():
-        print(f"{count:>4}  {kind}")
-    print(f"{injected.total()} faults in {rounds} trainings of {options.epochs} epochs: all ended with equal bits")
+    try:
+        while time.monotonic() < began + 60 * options.minutes:
+            print(f"training {rounds}", flush=True)
+            stage = stage_on(cluster, disk, f"round{rounds}", options.seed + rounds, **changed)
+            injected += disturb(stage, options)
+            tiny.assert_equal_runs(calm.folder, stage.folder, epochs=options.epochs)
+            assert tiny.tracked_epochs(storage, stage.folder.name) == tiny.tracked_epochs(storage, calm.folder.name)
+            assert len(checkpoint_names(RunFolder(str(stage.folder)))) <= tiny.config(storage).run.keep_checkpoints
+            rounds += 1
+    finally:
+        for kind, count in injected.most_common():
+            print(f"{count:>4}  {kind}")
+        print(f"{injected.total()} faults; trainings of {options.epochs} epochs that ended with equal bits: {rounds}")
 
 
 def main() -> int:

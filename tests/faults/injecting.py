@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import ray
 
-from metamixer_ray.folder import RunFolder, checkpoint_names
+from metamixer_ray.folder import RunFolder, checkpoint_name, checkpoint_names
 from tests.e2e import tiny
 from tests.e2e.waiting import loaders, wait_for, workers
 from tests.faults.disk import Disk
@@ -183,9 +183,15 @@ def add_node(cluster: Any, **options: Any) -> None:
 
 
 def tear_checkpoint(stage: Stage) -> bool:
-    """The newest checkpoint is damaged, and a worker dies, so that it would be needed."""
+    """The newest checkpoint is damaged, and a worker dies, so that it would be needed.
+
+    The last epoch's is spared: the training may have ended with it, and then nobody writes another.
+    """
+    last = checkpoint_name(int(stage.words[stage.words.index("--epochs") + 1]))
     torn = False
     for name in checkpoint_names(RunFolder(str(stage.folder)))[:1]:
+        if name == last:
+            return False
         with suppress(OSError):
             damage(stage.folder / name, stage.dice.choice(DAMAGES), stage.dice)
             torn = True
