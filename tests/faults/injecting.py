@@ -187,11 +187,11 @@ def tear_checkpoint(stage: Stage) -> bool:
 
     The last epoch's is spared: the training may have ended with it, and then nobody writes another.
     """
-    last = checkpoint_name(int(stage.words[stage.words.index("--epochs") + 1]))
+    newest = checkpoint_names(RunFolder(str(stage.folder)))[:1]
+    if newest == [checkpoint_name(int(stage.words[stage.words.index("--epochs") + 1]))]:
+        return False
     torn = False
-    for name in checkpoint_names(RunFolder(str(stage.folder)))[:1]:
-        if name == last:
-            return False
+    for name in newest:
         with suppress(OSError):
             damage(stage.folder / name, stage.dice.choice(DAMAGES), stage.dice)
             torn = True

@@ -20,7 +20,7 @@ from metamixer_ray.folder import RunFolder
 from metamixer_ray.sweeps.ledger import Ledger
 from metamixer_ray.sweeps.opening import TRIALS
 from tests.e2e import tiny
-from tests.faults.watch import Watch
+from tests.faults.watch import Watch, role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class Load:
 
 def of_ray() -> list[str]:
     """Titles of Ray's workers under this process, without what they are at."""
-    words = (process.cmdline() for process in psutil.Process().children(recursive=True))
-    return [title[0].strip().split(".")[0] for title in words if title and title[0].startswith("ray::")]
+    roles = (role(process) for process in psutil.Process().children(recursive=True))
+    return [found for found in roles if found.startswith("ray::")]
 
 
 # What Ray keeps for as long as the cluster is there.

@@ -66,7 +66,7 @@ class Watch:
                     continue
                 resident, open_files = process.memory_info().rss, process.num_fds()
                 if resident > 0:  # else it is ending
-                    life = self._lives[_role(process)][process.pid, began]
+                    life = self._lives[role(process)][process.pid, began]
                     life.samples.append((age, resident / 2**20, float(open_files)))
         stored = 0
         # Passes over folders that vanish while it looks, which Path.rglob doesn't.
@@ -121,7 +121,7 @@ class Watch:
         return "\n".join([*lines, f"disk: at most {most_first:.1f} MB in the first third, {most_last:.1f} in the last"])
 
 
-def _role(process: psutil.Process) -> str:
+def role(process: psutil.Process) -> str:
     """What a process is: its title, its program, or the module that Python runs."""
     words = process.cmdline() or [process.name()]
     if words[0].startswith("ray::"):
