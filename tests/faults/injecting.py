@@ -192,7 +192,8 @@ def tear_checkpoint(stage: Stage) -> bool:
         return False
     torn = False
     for name in newest:
-        with suppress(OSError):
+        # Damaged before, its file may be gone, or be empty.
+        with suppress(OSError, ValueError):
             damage(stage.folder / name, stage.dice.choice(DAMAGES), stage.dice)
             torn = True
     return kill_worker(stage) and torn
