@@ -175,14 +175,12 @@ def _decode(
     stem = f"{ours}.{os.getpid()}"
     raw, whole = target.parent / f"{stem}.raw", target.parent / f"{stem}.arrow"
     try:
-        gathered = _Gathered(split, part, classes or part.classes, on_bad_image)
+        gathered = _Gathered(split, part, classes or part.classes, on_bad_image, target.parent)
         stream = decode_all(part.chunks, size=size, rows=part.rows, processes=processes)
         with open(raw, "wb") as out, closing(stream):
             for decoded in stream:
                 block = gathered.add(decoded.images, decoded.labels, decoded.places, decoded.problems)
                 if block is not None:
-                    if out.tell() == 0:
-                        check_room(target.parent, block[0].nbytes * part.rows)
                     out.write(block.data)
         labels, shape, facts = gathered.finish()
         write_arrow(whole, raw, shape, labels, {**facts, "key": key})
@@ -194,13 +192,17 @@ def _decode(
 
 
 class _Gathered:
-    """Checks the rows of one split as they come and sums up what the metadata says of them."""
+    """Checks the rows of one split as they come, and with the first that ``folder`` has room for all, and sums up what
+    the metadata says of them."""
 
-    def __init__(self, split: Split, part: Part, classes: tuple[str, ...] | None, on_bad_image: OnBadImage) -> None:
+    def __init__(
+        self, split: Split, part: Part, classes: tuple[str, ...] | None, on_bad_image: OnBadImage, folder: Path
+    ) -> None:
         self.split = split
         self.part = part
         self.classes = classes
         self.skip = on_bad_image == "skip"
+        self.folder = folder
         self.labels: list[int] = []
         self.shape: tuple[int, int, int] | None = None
         self.first_place = ""
@@ -251,6 +253,7 @@ class _Gathered:
                     f"{place}: the image is {width} x {height} pixels, not square; give --image-size N to "
                     "bring all images to N x N"
                 )
+            check_room(self.folder, image.nbytes * self.part.rows)
             self.shape, self.first_place = (3, height, width), place
         elif image.shape != self.shape:
             raise DataError(

@@ -3,6 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
+BLOCK_BYTES = 2**22
+"""Images that are summed up at a time, since that takes eight times their memory."""
+
 
 class ChannelSums:
     """Sums over pixels, in whole numbers: the variance is a small difference of huge sums."""
@@ -14,6 +17,13 @@ class ChannelSums:
 
     def add(self, images: NDArray[np.uint8]) -> None:
         """Count ``images``, uint8 [n, 3, H, W]."""
+        _, _, height, width = images.shape
+        together, lines = (max(1, BLOCK_BYTES // size) for size in (3 * height * width, 3 * width))
+        for first in range(0, len(images), together):
+            for top in range(0, height, lines):
+                self._add(images[first : first + together, :, top : top + lines])
+
+    def _add(self, images: NDArray[np.uint8]) -> None:
         wide = images.astype(np.uint32)
         self._values += len(images) * images.shape[2] * images.shape[3]
         sums = wide.sum(axis=(0, 2, 3), dtype=np.uint64).tolist()

@@ -5,7 +5,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from metamixer_ray.data.config import LARGEST_SIDE, SMALLEST_SIDE
 from metamixer_ray.data.helpers import helped
 from metamixer_ray.data.sources.base import CHUNK_ROWS, Chunk, RawImage
 
@@ -26,6 +27,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 # Decoding fewer rows takes about a second, which isn't worth processes.
 HELPED_FROM_ROWS = 4_000
 
+PIECE_BYTES = 2**26
+"""Decoded images that are handed over at a time, and one image more: all rows of a chunk where images are small. A
+process that decodes ahead holds a few such pieces."""
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -35,6 +40,12 @@ class Decoded:
     labels: list[object]
     places: list[str]
     problems: list[str | None]
+    rest: Chunk | None = None
+    """The chunk's rows after these, not yet decoded, where all at once would take too much memory."""
+
+
+class SideOutOfRange(ValueError):
+    """An image is too large, or too small, to keep its own size."""
 
 
 def to_rgb(image: RawImage, size: int | None) -> NDArray[np.uint8]:
@@ -52,6 +63,7 @@ def to_rgb(image: RawImage, size: int | None) -> NDArray[np.uint8]:
         uint8 [3, H, W], contiguous.
 
     Raises:
+        SideOutOfRange: it is to keep its own size, which --image-size couldn't name. Nothing was decoded.
         Exception: whatever Pillow raises for what it cannot decode; ValueError for what has no defined range.
     """
     if isinstance(image, np.ndarray):
@@ -61,6 +73,8 @@ def to_rgb(image: RawImage, size: int | None) -> NDArray[np.uint8]:
     else:
         opened = open_image(image)
     with opened if isinstance(image, bytes | str) else _kept_open(opened):
+        if size is None:
+            _check_sides(*opened.size)
         rgb = convert_rgb(opened)
     if size is not None and rgb.size != (size, size):
         width, height = rgb.size
@@ -68,6 +82,14 @@ def to_rgb(image: RawImage, size: int | None) -> NDArray[np.uint8]:
         left, top = (width - side) / 2, (height - side) / 2
         rgb = rgb.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def _check_sides(width: int, height: int) -> None:
+    if min(width, height) < SMALLEST_SIDE or max(width, height) > LARGEST_SIDE:
+        raise SideOutOfRange(
+            f"the image is {width} x {height} pixels, and of its own size a side may have {SMALLEST_SIDE} to "
+            f"{LARGEST_SIDE}; give --image-size N to bring all images to N x N"
+        )
 
 
 def open_image(image: bytes | str) -> Image.Image:
@@ -123,15 +145,33 @@ def convert_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode_chunk(chunk: Chunk, size: int | None) -> Decoded:
-    """Decode every image of a chunk; what fails is reported at its place instead of raised."""
+    """Decode the images of a chunk, until they take ``PIECE_BYTES``; what fails is reported at its place instead of
+    raised."""
     images: list[NDArray[np.uint8] | None] = []
     problems: list[str | None] = []
+    taken = 0
     with strict_pillow():
         for raw in chunk.images:
+            if taken >= PIECE_BYTES:
+                break
             image, problem = attempt(lambda raw: to_rgb(raw, size), raw)
             images.append(image)
             problems.append(problem)
-    return Decoded(images, chunk.labels, chunk.places, problems)
+            taken += 0 if image is None else image.nbytes
+    done, rows = len(images), len(chunk.images)
+    if done == rows:
+        return Decoded(images, chunk.labels, chunk.places, problems)
+    own = chunk.between(0, done)
+    return Decoded(images, own.labels, own.places, problems, rest=chunk.between(done, rows))
+
+
+def decode_pieces(chunk: Chunk, size: int | None) -> Iterator[Decoded]:
+    """Decode every image of a chunk of any length, as :func:`decode_chunk` does, ``PIECE_BYTES`` at a time."""
+    rest: Chunk | None = chunk
+    while rest is not None:
+        decoded = decode_chunk(rest, size)
+        rest = decoded.rest
+        yield decoded
 
 
 @contextmanager
@@ -150,6 +190,8 @@ def attempt(decode: Callable[[Any], T], raw: RawImage | None) -> tuple[T | None,
         if raw is None:
             raise ValueError("no image bytes are stored here")
         return decode(raw), None
+    except SideOutOfRange as error:
+        return None, str(error)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         return None, f"the image is too large to be decoded safely ({error}); store it with fewer pixels"
     except Exception as error:  # Pillow's decoders raise nearly anything on broken input
@@ -167,18 +209,37 @@ def decode_all(
 ) -> Generator[Decoded, None, None]:
     """Decode all chunks in order, with ``processes`` when there are rows enough to pay for them.
 
+    Rows come together as they are in the chunks, or fewer at a time where images are large (``PIECE_BYTES``).
+
     Raises:
         ProcessKilled: one of them was, which is nearly always the machine running out of memory.
     """
     if processes < 2 or rows < HELPED_FROM_ROWS:
         for chunk in chunks:
-            yield decode_chunk(chunk, size)
+            yield from decode_pieces(chunk, size)
         return
-    yield from helped(
+    fitting = CHUNK_ROWS
+
+    def jobs() -> Iterator[Chunk]:
+        for chunk in chunks:
+            done = 0
+            while done < len(chunk.images):
+                rows = fitting
+                yield chunk.between(done, done + rows)
+                done += rows
+
+    stream = helped(
         partial(decode_chunk, size=size),
-        chunks,
+        jobs(),
         processes=min(processes, -(-rows // CHUNK_ROWS)),
         each=3,
         who="a process that decodes images",
         remedy="nothing was lost: start again with more memory or fewer CPUs per worker",
     )
+    with closing(stream):
+        for decoded in stream:
+            yield decoded
+            if decoded.rest is not None:
+                # What was given before is divided here; from now on the helpers get no more than fits.
+                fitting = min(fitting, len(decoded.images))
+                yield from decode_pieces(decoded.rest, size)

@@ -12,8 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from metamixer_ray.data import DataConfig, DecodedSet, Splits, load_splits
+from metamixer_ray.data import DataConfig, DecodedSet, Splits, cache, channel_sums, decoding, load_splits
+from metamixer_ray.data.channel_sums import ChannelSums
 from metamixer_ray.errors import ConfigError, DataError
 from tests.data.drawing import drawn_set, encoded, picture, pixels, write_parquet
 
@@ -205,6 +208,52 @@ def test_an_error_in_a_pool_stops_it_and_leaves_nothing(tmp_path: Path, load: Lo
         load(folder, processes=2)
     assert set(multiprocessing.active_children()) == before
     assert [p.name for p in (tmp_path / "cache").glob("*/*")] == ["lock"]
+
+
+def test_large_images_decoded_in_pieces_are_the_same(
+    tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = drawn_set(tmp_path / "set")
+    alone = load(folder)
+    monkeypatch.setattr(decoding, "PIECE_BYTES", 1)
+    monkeypatch.setattr(channel_sums, "BLOCK_BYTES", 1)
+    pieces = load(folder, cache_dir=str(tmp_path / "other"))
+    assert pieces.fingerprint == alone.fingerprint
+    assert (pieces.mean, pieces.std) == (alone.mean, alone.std)
+    assert torch.equal(pieces.train.images, alone.train.images)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 5), st.just(3), st.integers(1, 7), st.integers(1, 7)),
+    limit=st.integers(1, 400),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_channel_sums_are_exact_whatever_the_blocks(shape: tuple[int, ...], limit: int, seed: int) -> None:
+    images = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    sums = ChannelSums()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(channel_sums, "BLOCK_BYTES", limit)
+        sums.add(images)
+    for channel, mean, std in zip(images.transpose(1, 0, 2, 3), sums.mean(), sums.std(), strict=True):
+        values = [int(value) for value in channel.flat]
+        count, total = len(values), sum(values)
+        assert mean == total / (count * 255)
+        variance = count * sum(value * value for value in values) - total**2
+        assert std == (variance**0.5 / (count * 255) or 1.0)
+
+
+def test_a_disk_too_small_is_told_by_the_first_image(
+    tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = drawn_set(tmp_path / "set")
+    write_parquet(folder / "train.parquet", [b"broken", encoded(picture(0)), b"broken"], [0, 1, 2])
+    with pytest.raises(DataError, match="row 0"):
+        load(folder)
+    usage = cache.shutil.disk_usage(tmp_path)._replace(free=2 * 3 * 3 * 8 * 8 - 1)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage)
+    write_parquet(folder / "train.parquet", [encoded(picture(0)), b"broken", b"broken"], [0, 1, 2])
+    with pytest.raises(ConfigError, match=r"--cache-dir .*1\.15 kB are needed.*free"):
+        load(folder)
 
 
 def test_the_folder_is_found(tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:

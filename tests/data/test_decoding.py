@@ -3,9 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from metamixer_ray.data.decoding import decode_all, decode_chunk, to_rgb
+from metamixer_ray.data import decoding
+from metamixer_ray.data.decoding import Decoded, decode_all, decode_chunk, decode_pieces, to_rgb
 from metamixer_ray.data.sources.base import Chunk
 from tests.data.drawing import encoded, picture, pixels
 
@@ -121,6 +124,56 @@ def test_a_decompression_bomb_is_an_error_not_a_crash() -> None:
         decoded = decode_chunk(Chunk([bomb], [0], [""]), 32)
         assert decoded.images == [None]
         assert "too large" in str(decoded.problems[0])
+
+
+@pytest.mark.parametrize("side", [3, 4097])
+def test_an_image_keeps_its_own_size_only_where_that_could_be_asked_for(side: int) -> None:
+    header = encoded(Image.new("1", (side, 8)))[:45]  # the pixels aren't there: nothing may try to decode them
+    decoded = decode_chunk(Chunk([header, np.zeros((8, side), np.uint8)], [0] * 2, [""] * 2), None)
+    for problem in decoded.problems:
+        assert str(problem).startswith(f"the image is {side} x 8 pixels, ")
+        assert "--image-size N" in str(problem)
+    assert to_rgb(encoded(Image.new("1", (side, 8))), 8).shape == (3, 8, 8)
+
+
+def flat(pieces: list[Decoded]) -> list[tuple[object, ...]]:
+    """All that was decoded, row by row."""
+    return [
+        (None if image is None else image.tobytes(), label, place, problem)
+        for piece in pieces
+        for image, label, place, problem in zip(piece.images, piece.labels, piece.places, piece.problems, strict=True)
+    ]
+
+
+RAWS = st.lists(st.one_of(st.just(b"broken"), st.integers(4, 9)), min_size=1, max_size=40)
+
+
+@given(raws=RAWS, limit=st.integers(1, 2000))
+def test_pieces_hold_few_bytes_and_together_all_rows(raws: list[bytes | int], limit: int) -> None:
+    images = [raw if isinstance(raw, bytes) else encoded(picture(i, raw)) for i, raw in enumerate(raws)]
+    chunk = Chunk(list(images), list(range(len(raws))), [f"row {i}" for i in range(len(raws))])
+    whole = decode_chunk(chunk, None)
+    assert whole.rest is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "PIECE_BYTES", limit)
+        pieces = list(decode_pieces(chunk, None))
+    assert flat(pieces) == flat([whole])
+    for piece in pieces:
+        assert sum(image.nbytes for image in piece.images[:-1] if image is not None) < limit
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_large_images_come_in_pieces_from_a_pool_too(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+    data = [encoded(picture(i)) for i in range(20)]
+    chunks = [
+        Chunk([data[(c + i) % 20] for i in range(30)], [c] * 30, [f"{c}, {i}" for i in range(30)]) for c in range(9)
+    ]
+    expected = flat(list(decode_all(iter(chunks), size=None, rows=270, processes=1)))
+    monkeypatch.setattr(decoding, "HELPED_FROM_ROWS", 1)
+    monkeypatch.setattr(decoding, "PIECE_BYTES", 7 * 3 * 8 * 8)
+    pieces = list(decode_all(iter(chunks), size=None, rows=270, processes=processes))
+    assert flat(pieces) == expected
+    assert max(len(piece.images) for piece in pieces) == 7
 
 
 def test_a_pool_gives_the_same_in_the_same_order() -> None:

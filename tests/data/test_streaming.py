@@ -13,7 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from metamixer_ray.data import Batch, BatchOrder, DataConfig, Splits, eval_batches, load_splits, train_batches
+from metamixer_ray.data import (
+    Batch,
+    BatchOrder,
+    DataConfig,
+    Splits,
+    decoding,
+    eval_batches,
+    load_splits,
+    train_batches,
+)
 from metamixer_ray.data.streaming import StreamedSet
 from metamixer_ray.errors import ConfigError, DataError
 from tests.data.drawing import drawn_set, encoded, picture, write_parquet
@@ -121,6 +130,16 @@ def test_statistics_are_the_decoded_sets_where_the_sample_is_everything(folder: 
     streamed, decoded = load_splits(config_of(folder)), load_splits(config_of(folder, streaming="no"))
     assert streamed.mean == decoded.mean
     assert streamed.std == decoded.std
+
+
+def test_statistics_are_the_same_of_images_so_large_that_they_come_one_by_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = load_splits(config_of(folder))
+    monkeypatch.setattr(decoding, "PIECE_BYTES", 1)
+    alone = load_splits(config_of(folder, cache_dir=str(tmp_path / "other")))
+    assert alone.mean == together.mean
+    assert alone.std == together.std
 
 
 def test_every_image_comes_once_and_is_the_one_that_its_index_names(tmp_path: Path) -> None:

@@ -31,6 +31,10 @@ class Chunk:
     places: list[str]
     """Where each row is, as an error message names it: a file and row, or a path."""
 
+    def between(self, first: int, end: int) -> "Chunk":
+        """Rows ``first`` to ``end``, without that one; fewer where there are no more."""
+        return Chunk(self.images[first:end], self.labels[first:end], self.places[first:end])
+
 
 @dataclass(frozen=True)
 class Part:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from metamixer_ray.data.cache import REPORTED, locked, place_of, writing
 from metamixer_ray.data.channel_sums import ChannelSums
 from metamixer_ray.data.config import DataConfig
-from metamixer_ray.data.decoding import decode_chunk
+from metamixer_ray.data.decoding import decode_pieces
 from metamixer_ray.data.labels import (
     bad_row,
     check_same_classes,
@@ -224,15 +224,15 @@ def _sample_statistics(index: PartIndex, images: RowGroups, size: int, *, skip: 
         encoded = images.read(file, number, chosen)
         first = int(index.first_in_file[group])
         places = [f"{images.files[file].shown}, row {first + row}" for row in chosen.tolist()]
-        decoded = decode_chunk(Chunk(list(encoded), [0] * len(encoded), places), size)
-        for place, problem in zip(places, decoded.problems, strict=True):
-            if problem is not None and not skip:
-                raise bad_row(place, problem)
-            last_problem = f"{place}: {problem}" if problem is not None else last_problem
-        good = [image for image in decoded.images if image is not None]
-        if good:
-            sums.add(np.stack(good))
-            counted += len(good)
+        for decoded in decode_pieces(Chunk(list(encoded), [0] * len(encoded), places), size):
+            for place, problem in zip(decoded.places, decoded.problems, strict=True):
+                if problem is not None and not skip:
+                    raise bad_row(place, problem)
+                last_problem = f"{place}: {problem}" if problem is not None else last_problem
+            good = [image for image in decoded.images if image is not None]
+            if good:
+                sums.add(np.stack(good))
+                counted += len(good)
     if counted == 0:
         raise DataError(f"{index.facts['where']}: none of the images tried can be decoded; one of them: {last_problem}")
     return {"mean": sums.mean(), "std": sums.std()}
