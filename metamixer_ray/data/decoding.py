@@ -135,8 +135,12 @@ def convert_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16 bits at 255, which turns nearly every pixel white.
-        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image).astype(np.int32)
+        # In place, as a large image is many values.
+        np.clip(values, 0, 65535, out=values)
+        values += 128
+        values //= 257
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined range: store 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
