@@ -104,6 +104,66 @@ def test_a_data_root_with_a_damaged_set(load: Load, tmp_path: Path, name: str, f
         load(name, data_root=str(tmp_path))
 
 
+def damage(name: str, kind: str, raw: Path) -> None:
+    """Of Fashion-MNIST, whose files torchvision doesn't check."""
+    images, labels = raw / f"{name}-images-idx3-ubyte", raw / f"{name}-labels-idx1-ubyte"
+    if kind == "empty":
+        images.write_bytes(b"")
+    elif kind == "wrong magic number":
+        images.write_bytes(b"\xff" + images.read_bytes()[1:])
+    elif kind == "half":
+        images.write_bytes(images.read_bytes()[:-100])
+    elif kind == "flat images":
+        images.write_bytes(struct.pack(">III", 2050, 2, 28) + bytes(56))
+    elif kind == "fewer labels":
+        labels.write_bytes(struct.pack(">II", 2049, 7) + bytes(7))
+    elif kind == "more labels":
+        labels.write_bytes(struct.pack(">II", 2049, 99) + bytes(99))
+
+
+DAMAGES = ["empty", "wrong magic number", "half", "flat images", "fewer labels", "more labels"]
+
+
+@pytest.mark.parametrize("name", ["train", "t10k"])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damaged_files_that_nothing_checks(load: Load, tmp_path: Path, name: str, kind: str) -> None:
+    write_fashion_mnist(tmp_path / "root")
+    damage(name, kind, tmp_path / "root/FashionMNIST/raw")
+    with pytest.raises(DataError, match=r"^--data-root \S+/root: .* incomplete or damaged .*unpack it again"):
+        load("fashion-mnist", data_root=str(tmp_path / "root"))
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_download_damaged_since_says_what_to_remove(load: Load, tmp_path: Path, kind: str) -> None:
+    write_fashion_mnist(tmp_path / "cache/downloads")
+    damage("train", kind, tmp_path / "cache/downloads/FashionMNIST/raw")
+    with pytest.raises(DataError, match=r"or read .*; if there is, remove \S+/downloads/FashionMNIST/raw, and it"):
+        load("fashion-mnist")
+
+
+@pytest.mark.parametrize(
+    "there", ["a\0b", "x" * 5000, "/" + "/".join(["y" * 200] * 30), "~nobody-of-that-name/x", "loop"]
+)
+def test_a_data_root_that_is_no_folders_name(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    with pytest.raises(ConfigError, match=r"^--data-root .*: the folder can't be looked into \(.*give one") as caught:
+        load("fashion-mnist", data_root=there)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+def test_a_data_root_that_may_not_be_read(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: Path, *_: object, **__: object) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", denied)  # root may read all
+    with pytest.raises(ConfigError, match=r"^--data-root .*\(Permission denied\); give one that can be read"):
+        load("fashion-mnist", data_root=str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion-mnist", "svhn", "stl10"])
 def test_a_failed_download_says_so(load: Load, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     # urllib keeps its first opener, proxies and all, for the rest of the process.
@@ -124,6 +184,8 @@ def test_torchvisions_kinds_of_sets_are_told_apart() -> None:
     images, labels, classes = unpack(SimpleNamespace(data=last.transpose(0, 3, 1, 2), labels=np.array([2, 0])))
     assert np.array_equal(images, last)
     assert (labels, classes) == ([2, 0], ("0", "1", "2"))
+    with pytest.raises(ValueError, match="2 images and 1 labels"):
+        unpack(SimpleNamespace(data=last, targets=[1]))
 
 
 # --- folders -------------------------------------------------------------------------------------------------------

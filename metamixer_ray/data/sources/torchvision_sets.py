@@ -1,5 +1,6 @@
 """The classic sets by name, fetched and read by torchvision."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metamixer_ray.data.sources.base import Part, Source, Split, array_chunks
-from metamixer_ray.errors import DataError
+from metamixer_ray.errors import ConfigError, DataError
+
+MOST_SHOWN = 200
+"""Characters of a folder's name that an error message repeats."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +70,19 @@ def open_torchvision(name: str, *, data_root: str | None, cache_dir: Path) -> So
     ``data_root`` are the user's, so their sizes and times are part of the identity.
 
     Raises:
-        DataError: ``data_root`` doesn't hold the set, or (when opened) the download failed.
+        DataError: ``data_root`` doesn't hold the set, or (when opened) the download failed or a file is damaged.
+        ConfigError: ``data_root`` is no folder's name, or can't be looked into.
     """
     entry = TORCHVISION_SETS[name]
     identity: list[Any] = [name]
     if data_root is not None:
-        root = Path(data_root).expanduser().resolve()
-        files = sorted(file for part in entry.layout for file in _files(root / part))
-        if not files:
+        root, stamps = _look_into(data_root, entry.layout)
+        if not stamps:
             raise DataError(
                 f"--data-root {data_root}: {name} is not there; expected {' and '.join(entry.layout)} in "
                 "that folder, as torchvision unpacks them. Leave --data-root out to download the set"
             )
-        identity += [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        identity += stamps
     else:
         root = cache_dir / "downloads"
 
@@ -86,19 +90,19 @@ def open_torchvision(name: str, *, data_root: str | None, cache_dir: Path) -> So
         if data_root is None:
             root.mkdir(parents=True, exist_ok=True)
         try:
-            loaded = entry.load(str(root), split, data_root is None)
-        except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
+            images, labels, classes = unpack(entry.load(str(root), split, data_root is None))
+        except Exception as error:  # files without a checksum may hold anything, and torchvision then raises anything
+            reason = " ".join(str(error).split()) or type(error).__name__
             if data_root is not None:
                 message = f"--data-root {data_root}: {name} is incomplete or damaged there ({reason}); unpack it again"
             else:
+                there = " and ".join(str(root / part) for part in entry.layout)
                 message = (
-                    f"{name} could not be downloaded ({reason}). If there is no network here, put it in a "
+                    f"{name} could not be downloaded or read ({reason}). If there is no network here, put it in a "
                     f"folder ({' and '.join(entry.layout)}, as torchvision unpacks them) and give "
-                    "--data-root FOLDER"
+                    f"--data-root FOLDER; if there is, remove {there}, and it is downloaded again"
                 )
             raise DataError(message) from error
-        images, labels, classes = unpack(loaded)
         where = f"{name} ({split})"
         return Part(array_chunks(images, labels, where), rows=len(images), where=where, classes=classes)
 
@@ -109,13 +113,34 @@ def unpack(loaded: Any) -> tuple[NDArray[np.uint8], list[int], tuple[str, ...]]:
     """Images uint8 [N, H, W, 3] or [N, H, W], labels and class names of a torchvision set, whose kinds differ.
 
     SVHN and STL-10 keep channels first and call labels ``labels``; SVHN has no class names.
+
+    Raises:
+        ValueError: there are more images than labels, or fewer.
     """
     images = np.asarray(loaded.data)
     if images.ndim == 4 and images.shape[1] == 3:
         images = images.transpose(0, 2, 3, 1)
     labels = np.asarray(loaded.targets if hasattr(loaded, "targets") else loaded.labels).tolist()
+    if len(labels) != len(images):
+        raise ValueError(f"there are {len(images)} images and {len(labels)} labels")
     classes = getattr(loaded, "classes", None) or [str(number) for number in range(max(labels) + 1)]
     return images, labels, tuple(classes)
+
+
+def _look_into(data_root: str, layout: tuple[str, ...]) -> tuple[Path, list[list[object]]]:
+    """The folder, and path, size and modification time of each file in it that belongs to the set."""
+    try:
+        root = Path(data_root).expanduser().resolve()
+        files = sorted(file for part in layout for file in _files(root / part))
+        return root, [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    except (OSError, ValueError, RuntimeError) as error:  # such as one too long, or with a NUL, or in a circle of links
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        shown = re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", "?", data_root)
+        shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}..."
+        raise ConfigError(
+            f"--data-root {shown}: the folder can't be looked into ({reason}); give one that can be read, or leave "
+            "--data-root out to download the set"
+        ) from error
 
 
 def _files(path: Path) -> list[Path]:
