@@ -161,6 +161,34 @@ def test_wrong_columns_list_those_there_are(tmp_path: Path, load: Load, options:
         load(drawn_set(tmp_path / "set"), **options)
 
 
+def twice(folder: Path, name: str, kind: str) -> Path:
+    """A drawn set whose training file has another column of the same name."""
+    drawn_set(folder)
+    table = pq.read_table(folder / "train.parquet")
+    other = {"same": table.column(name), "text": pa.array(["a"] * len(table))}[kind]
+    pq.write_table(table.append_column(name, other), folder / "train.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("streaming", ["no", "yes"])
+@pytest.mark.parametrize("kind", ["same", "text"])
+@pytest.mark.parametrize("name", ["image", "label"])
+@pytest.mark.parametrize("named", [False, True])
+def test_two_columns_of_one_name(tmp_path: Path, load: Load, streaming: str, kind: str, name: str, named: bool) -> None:
+    options = {f"{name}_column": name} if named else {}
+    with pytest.raises(DataError, match=rf"train\.parquet has two columns named {name}, .*write the file again"):
+        load(twice(tmp_path / "set", name, kind), streaming=streaming, image_size=8, **options)
+
+
+def test_two_columns_of_one_name_that_nobody_asks_for(tmp_path: Path, load: Load) -> None:
+    drawn_set(tmp_path / "set")
+    table = pq.read_table(tmp_path / "set/train.parquet")
+    for _ in range(2):
+        table = table.append_column("note", pa.array(["a"] * len(table)))
+    pq.write_table(table, tmp_path / "set/train.parquet")
+    check_drawn(load(tmp_path / "set"))
+
+
 def test_no_image_or_no_label_column(tmp_path: Path, load: Load) -> None:
     for name in ("train", "test"):
         pq.write_table(pa.table({"text": ["a"], "label": [0]}), tmp_path / f"{name}.parquet")

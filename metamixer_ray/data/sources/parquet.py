@@ -153,7 +153,7 @@ def find_columns(schema: Any, shown: str, image_column: str | None, label_column
     """The names of the image and the label column of an Arrow ``schema``.
 
     Raises:
-        DataError: a column is missing or of another type.
+        DataError: a column is missing, of another type, or of the same name as another.
         ConfigError: several columns fit and none is named.
     """
     listed = ", ".join(f"{field.name} ({_type_name(field.type)})" for field in schema)
@@ -177,19 +177,36 @@ def find_columns(schema: Any, shown: str, image_column: str | None, label_column
                 f"labels are integers; its columns are {listed}. Name another by --label-column"
             )
     image = image_column or _only(images, shown, "image", "--image-column", "struct<bytes, path>", listed)
-    return image, label_column or _only(
+    label = label_column or _only(
         marked if len(marked) == 1 else labels, shown, "label", "--label-column", "integer", listed
     )
+    for name in (image, label):
+        # Of the other type, perhaps.
+        if schema.names.count(name) > 1:
+            raise _same_names(shown, name, schema.names.count(name))
+    return image, label
 
 
 def _check_named(schema: Any, shown: str, flag: str, name: str, listed: str) -> None:
     if name not in schema.names:
         raise DataError(f"{shown} has no column {name}; its columns are {listed}. Name one of them by {flag}")
+    if schema.names.count(name) > 1:
+        raise _same_names(shown, name, schema.names.count(name))
+
+
+def _same_names(shown: str, name: str, count: int) -> DataError:
+    number = "two" if count == 2 else str(count)
+    return DataError(
+        f"{shown} has {number} columns named {name}, which can't be told apart; write the file again with another name "
+        "for all but one"
+    )
 
 
 def _only(candidates: list[str], shown: str, what: str, flag: str, kind: str, listed: str) -> str:
     if len(candidates) == 1:
         return candidates[0]
+    if (same := next((name for name in candidates if candidates.count(name) > 1), None)) is not None:
+        raise _same_names(shown, same, candidates.count(same))
     if candidates:
         raise ConfigError(
             f"{shown} has {len(candidates)} columns that could hold the {what}s: {', '.join(candidates)}. "
