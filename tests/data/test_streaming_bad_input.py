@@ -139,6 +139,22 @@ def test_a_row_without_a_valid_label(
     assert any("row 9" in text for text in caplog.messages)
 
 
+@pytest.mark.parametrize("label", [2**31, 2**40, 2**62])
+def test_a_label_beyond_all_class_numbers_is_a_bad_row_as_of_decoded_sets(tmp_path: Path, label: int) -> None:
+    labels = [*LABELS[:9], label, *LABELS[10:]]
+    folder = folder_with(tmp_path / "set", {}, labels)
+    for part in ("train", "test"):
+        write_parquet(folder / f"{part}.parquet", GOOD, labels if part == "train" else LABELS, names=None)
+    for streaming in ("yes", "no"):
+        with pytest.raises(
+            DataError, match=rf"train\.parquet, row 9: the label is {label}, which isn't a class number"
+        ):
+            load_splits(config_of(folder, streaming=streaming))
+        splits = load_splits(config_of(folder, streaming=streaming, on_bad_image="skip"))
+        assert splits.skipped == 1
+        assert splits.train.labels.tolist() == LABELS[:9] + LABELS[10:]
+
+
 def test_the_usual_faults_of_files_and_labels(tmp_path: Path) -> None:
     drawn_set(tmp_path / "empty")
     write_parquet(tmp_path / "empty/test.parquet", [], [])

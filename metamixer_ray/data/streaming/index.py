@@ -19,6 +19,7 @@ from metamixer_ray.data.channel_sums import ChannelSums
 from metamixer_ray.data.config import DataConfig
 from metamixer_ray.data.decoding import decode_pieces
 from metamixer_ray.data.labels import (
+    MOST_CLASSES,
     bad_row,
     check_same_classes,
     label_problem,
@@ -194,7 +195,7 @@ def _checked(
     skip: bool,
 ) -> tuple[Ints, int]:
     """The labels with -1 for each that is no class number, and how many these are."""
-    bad = missing | (values < 0)
+    bad = missing | (values < 0) | (values >= MOST_CLASSES)
     if classes is not None:
         bad |= values >= len(classes)
     ends = np.cumsum([footer.num_rows for footer in found.footers])
