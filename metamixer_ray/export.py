@@ -75,11 +75,14 @@ def export_peer(folder: RunFolder, options: ExportOptions) -> Exported:
 
     Raises:
         UserError: no such run or peer, data that doesn't fit, a missing package, a network that the format can't
-            hold, or a file that doesn't answer as the original. Then nothing is written.
+            hold, a file that doesn't answer as the original, or a link that leads out of the folder that it is
+            written to. Then nothing is written.
     """
     file_format = FORMATS[options.format]
     file_format.check(options.format)
     target = _target(folder, options)
+    if target is None:
+        folder.check_links()
     run = open_trained(folder, options)
     peer = find_peer(run, options.peer)
     network, name = run.networks[peer].plain().eval(), run.names[peer]

@@ -50,7 +50,9 @@ def write_bytes(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
         return
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with aside.open("wb") as file:
+        # In a folder of somebody else's, it may be a link.
+        aside.unlink(missing_ok=True)
+        with aside.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

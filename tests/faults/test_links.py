@@ -1,5 +1,7 @@
 """Links in what somebody else made: none leads out of a run folder that is written to, or out of a tree of images."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,11 @@ from metamixer_ray.claiming import claimed
 from metamixer_ray.config import from_settings
 from metamixer_ray.data import DataConfig, load_splits
 from metamixer_ray.errors import ConfigError, DataError
+from metamixer_ray.export import ExportOptions, export_peer
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.runs import journal_of
 from tests.data.drawing import class_folders
+from tests.spine.run_folder import make_run
 
 
 def test_links_in_a_run_folder_are_read_but_not_written_through(tmp_path: Path) -> None:
@@ -86,3 +90,24 @@ def test_links_inside_a_tree_and_to_nothing(tmp_path: Path) -> None:
     (tmp_path / "set/train/bee/gone.png").symlink_to(tmp_path / "set/nothing.png")
     with pytest.raises(DataError, match=r"gone\.png: the image can't be read .*mend or remove it"):
         load_splits(config)
+
+
+def test_a_run_folder_with_a_link_out_of_it_gets_no_export(tmp_path: Path) -> None:
+    folder, _, _ = make_run(tmp_path / "run", "resnet8")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "run/figures").symlink_to(tmp_path / "outside")
+    options = ExportOptions(run="run", format="pt2")
+    with pytest.raises(ConfigError, match=r"run/figures is a link that leads out of .*run: remove it"):
+        export_peer(folder, options)
+    assert not (tmp_path / "run/export").exists()
+    export_peer(folder, replace(options, output=str(tmp_path / "mine/x.pt2")))
+    assert (tmp_path / "mine/x.pt2").exists(), "nothing is written to the run then"
+
+
+def test_a_link_in_the_place_of_a_file_in_the_making_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / f"run/.x.onnx.{os.getpid()}").symlink_to(tmp_path / "theirs")
+    RunFolder(str(tmp_path / "run")).write("x.onnx", b"ours")
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    assert {path.name: path.read_text() for path in (tmp_path / "run").iterdir()} == {"x.onnx": "ours"}
