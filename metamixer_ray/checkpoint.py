@@ -4,14 +4,19 @@ A checkpoint folder holds, per peer, ``peer0.pt`` (tensors and numbers only, loa
 ``peer0.json``, its manifest: the configuration it belongs to, where it stopped, and the hash of the file.
 """
 
+import errno
 import hashlib
 import json
-from collections.abc import Mapping
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from metamixer_ray.config import completed
@@ -50,6 +55,35 @@ def peer_files(peer: int) -> tuple[str, str]:
     return f"peer{peer}.pt", f"peer{peer}.json"
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Within, a file of a checkpoint is read.
+
+    Raises:
+        TornCheckpoint: it is missing, is none (a pipe has no end), or is kept from us: what no further try would mend.
+        OSError: storage doesn't give it, which may pass; names the file.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise TornCheckpoint(f"{path} is no file but a folder, a pipe or a device")
+        yield
+    except FileNotFoundError:
+        raise TornCheckpoint(f"{path} is missing from the checkpoint") from None
+    except (NotADirectoryError, PermissionError) as error:
+        raise TornCheckpoint(f"{path} can't be read ({error.strerror})") from None
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+
+
+def _make_way(path: Path) -> None:
+    """Remove what is in a file's place. Where it is no file, whoever goes on has passed it over, and opening it would
+    fail, or wait in a pipe for ever."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -80,8 +114,10 @@ class Snapshot:
             OSError: the folder can't be written, or has no room.
         """
         weights, manifest_file = (folder / name for name in peer_files(self.peer))
+        for path in (weights, manifest_file):
+            _make_way(path)
         try:
-            with weights.open("wb") as file:
+            with weights.open("xb") as file:
                 torch.save(dict(self.content), file)
                 sync(file)
         except RuntimeError as error:
@@ -99,7 +135,7 @@ class Snapshot:
             "sha256": _hash(weights),
             "identity": dict(self.identity),
         }
-        with manifest_file.open("w") as file:
+        with manifest_file.open("x") as file:
             file.write(json.dumps({**manifest, CHECK: _checksum(manifest)}, indent=1))
             sync(file)
         # Rows outlive a power cut, and older checkpoints are deleted for this one: it must outlive it, too.
@@ -166,11 +202,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
     Raises:
         TornCheckpoint: it is missing, or isn't what was written.
+        OSError: storage doesn't give it, which may pass.
     """
-    try:
+    with _reading(path):
         return _parse_manifest(path.read_bytes(), path)
-    except FileNotFoundError:
-        raise TornCheckpoint(f"{path} is missing from the checkpoint") from None
 
 
 def _parse_manifest(text: bytes, path: object) -> dict[str, Any]:
@@ -206,8 +241,9 @@ def read_peer(
         mapped: leave the tensors in the file until they are looked at. It must stay as it is for as long.
 
     Raises:
-        TornCheckpoint: a file that is missing, cut off or changed.
+        TornCheckpoint: a file that is missing, cut off or changed, or is none.
         CheckpointError: another format, or another configuration. Both messages say which.
+        OSError: storage doesn't give a file, which may pass.
     """
     weights, manifest_path = (folder / name for name in peer_files(peer))
     manifest = _read_manifest(manifest_path)
@@ -218,10 +254,8 @@ def read_peer(
         )
     if manifest["peer"] != peer:
         raise TornCheckpoint(f"{manifest_path} is the manifest of peer {manifest['peer']}")
-    try:
+    with _reading(weights):
         found = _hash(weights)
-    except FileNotFoundError:
-        raise TornCheckpoint(f"{weights} is missing from the checkpoint") from None
     if found != manifest["sha256"]:
         raise TornCheckpoint(f"{weights} is not the file that was written (its hash differs): torn or changed")
     theirs = manifest["identity"]
@@ -235,8 +269,9 @@ def read_peer(
                 f"{ours.get(name)!r}; resume with the settings in the run's config.yaml, or choose another --name"
             )
     try:
-        loaded: dict[str, Any] = torch.load(weights, map_location="cpu", weights_only=True, mmap=mapped)
-    except (OSError, MemoryError):
+        with _reading(weights):
+            loaded: dict[str, Any] = torch.load(weights, map_location="cpu", weights_only=True, mmap=mapped)
+    except (OSError, MemoryError, TornCheckpoint):
         raise
     except Exception as error:  # torch has no list of what it raises
         # Its hash is the manifest's all the same: somebody wrote both.
@@ -245,6 +280,22 @@ def read_peer(
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{weights} holds no peer but a {type(loaded).__name__}")
     return loaded
+
+
+def _progress(saved: Mapping[str, Any]) -> Progress:
+    """How far a training was, as :class:`Snapshot` has it.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is something else.
+    """
+    try:
+        progress = TypeAdapter(Progress).validate_python(asdict(Progress(**saved)))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise ValueError(f"progress.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if not all(isinstance(json.loads(report), dict) for report in progress.reports):
+        raise ValueError("progress.reports: each should be a JSON object")
+    return progress
 
 
 def put_back(
@@ -266,7 +317,7 @@ def put_back(
             stepper.load_state_dict(saved["stepper"])
         if distiller is not None:
             distiller.load_state_dict(saved["distiller"])
-        return Progress(**saved["progress"])
+        return _progress(saved["progress"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(

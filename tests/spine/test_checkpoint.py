@@ -1,7 +1,9 @@
 """Checkpoints: they come back to the last bit, or say what is wrong with them."""
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,16 @@ def rewrite(**changes: Any) -> Callable[[Path], None]:
     return damage
 
 
+def another(name: str, make: Callable[[Path], Any]) -> Callable[[Path], None]:
+    """Puts something else in a file's place."""
+
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        make(folder / name)
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
@@ -165,12 +177,47 @@ def rewrite(**changes: Any) -> Callable[[Path], None]:
         (rewrite(checksum="other"), r"peer0\.json is not the manifest that was written .*torn or changed"),
         (rewrite(peer=1), r"peer0\.json is the manifest of peer 1"),
         (rewrite(identity=7), r"peer0\.json is torn"),
+        (another("peer0.json", Path.mkdir), r"peer0\.json is no file"),
+        (another("peer0.pt", Path.mkdir), r"peer0\.pt is no file"),
+        (another("peer0.json", os.mkfifo), r"peer0\.json is no file"),
+        (another("peer0.pt", os.mkfifo), r"peer0\.pt is no file"),
+        (another("peer0.pt", lambda path: path.symlink_to("/dev/zero")), r"peer0\.pt is no file"),
     ],
 )
 def test_what_is_wrong_with_it_is_told(saved: Path, damage: Callable[[Path], None], told: str) -> None:
     damage(saved)
     with pytest.raises(TornCheckpoint, match=told):
         read_peer(saved, 0, IDENTITY)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.parent / "nowhere")])
+def test_what_is_in_a_files_place_is_overwritten(saved: Path, make: Callable[[Path], Any]) -> None:
+    for name in ("peer0.pt", "peer0.json"):
+        another(name, make)(saved)
+    network, optimizer = trained(1)
+    take_snapshot(0, network, optimizer, Progress(epoch=4), IDENTITY).write(saved)
+    assert read_peer(saved, 0, IDENTITY)["progress"]["epoch"] == 4
+    assert sorted(path.name for path in saved.iterdir()) == ["peer0.json", "peer0.pt"]
+
+
+def test_what_is_kept_from_us_is_torn_and_what_storage_does_not_give_may_come(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(number: int) -> Callable[[Path], bytes]:
+        def read(path: Path) -> bytes:
+            raise OSError(number, os.strerror(number))
+
+        return read
+
+    for number in (errno.EACCES, errno.EPERM):
+        monkeypatch.setattr(Path, "read_bytes", fail(number))
+        with pytest.raises(TornCheckpoint, match=r"peer0\.json can't be read \("):
+            read_peer(saved, 0)
+    for number in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
+        monkeypatch.setattr(Path, "read_bytes", fail(number))
+        with pytest.raises(OSError, match=r": '.*peer0\.json'") as caught:
+            read_peer(saved, 0)
+        assert caught.value.errno == number
 
 
 def test_one_of_another_version_is_not_taken_for_torn(saved: Path) -> None:
@@ -189,6 +236,27 @@ def test_a_checkpoint_that_fits_no_network_of_ours_is_refused(saved: Path) -> No
     network = nn.Linear(2, 3)
     with pytest.raises(CheckpointError, match=r"doesn't fit this training .*choose another --name"):
         put_back(read_peer(saved, 0), network, torch.optim.SGD(network.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("epoch", "x", r"progress\.epoch: .*integer"),
+        ("reports", 3, r"progress\.reports: .*list"),
+        ("reports", [3], r"progress\.reports\.0: .*string"),
+        ("reports", ["{"], "ValueError|JSONDecodeError"),
+        ("reports", ["[1]"], r"progress\.reports: each should be a JSON object"),
+        ("sums", {"loss": None}, r"progress\.sums\.loss: .*number"),
+        ("elapsed", [1.0], r"progress\.elapsed: .*number"),
+        ("attempt", 1, r"progress\.attempt: .*string"),
+        ("more", 1, "more"),
+    ],
+)
+def test_what_is_no_progress_is_refused(saved: Path, name: str, value: Any, told: str) -> None:
+    content, (network, optimizer) = read_peer(saved, 0), trained(2)
+    content["progress"][name] = value
+    with pytest.raises(CheckpointError, match=rf"doesn't fit this training \(.*({told}).*choose another --name"):
+        put_back(content, network, optimizer)
 
 
 @pytest.mark.parametrize(
