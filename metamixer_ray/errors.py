@@ -38,6 +38,10 @@ class TornCheckpoint(CheckpointError):
     """A checkpoint is not as it was written: files are missing, cut off or changed. An older one may be whole."""
 
 
+class UnreadableCheckpoint(TornCheckpoint):
+    """Storage doesn't give a checkpoint for now, which may be whole."""
+
+
 class TrainingFailed(RuntimeError):
     """A training ended before its last epoch; the message says why, and how to go on."""
 

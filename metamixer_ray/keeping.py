@@ -16,7 +16,7 @@ import torch
 from metamixer_ray.claiming import claimed
 from metamixer_ray.config import TrainConfig, flatten, home
 from metamixer_ray.data import Splits
-from metamixer_ray.errors import ConfigError, StorageFailed
+from metamixer_ray.errors import CheckpointError, ConfigError, StorageFailed
 from metamixer_ray.masking import masked_uri
 from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.patience import insist
@@ -236,6 +236,27 @@ class Keeper:
         sent = writer.finish("FINISHED", FAILED_SECONDS if parent is None else FINISH_SECONDS)
         self._whole &= sent and parent is not None
 
+    def load(self, splits: Splits, networks: Sequence[StagedNetwork]) -> None:
+        """Give ``networks`` the trained weights: those of the last checkpoint, for which it waits, since what is sent
+        to MLflow is not sent again. Only what can't be read for longer than there is patience gives way to an older
+        one, and a person is told.
+
+        Raises:
+            UserError: see :func:`load_trained`.
+            StorageFailed: nothing can be read.
+        """
+        folder, identity = self._run.folder, checkpoint_identity(self._config, splits)
+        try:
+            what = f"the last checkpoint in {folder} can't be read"
+            problems = self._insist(lambda: load_trained(networks, folder, identity, insisting=True), what)
+        except StorageFailed as error:
+            try:
+                problems = load_trained(networks, folder, identity)
+            except (OSError, CheckpointError):
+                raise error from None
+        for problem in problems:
+            self._console.warn(problem)
+
     def keep(
         self,
         splits: Splits,
@@ -248,11 +269,7 @@ class Keeper:
 
         ``networks`` get the trained weights.
         """
-        folder = self._run.folder
-        identity = checkpoint_identity(self._config, splits)
-        what = f"the last checkpoint in {folder} can't be read"
-        for problem in self._insist(lambda: load_trained(networks, folder, identity), what):
-            self._console.warn(problem)
+        self.load(splits, networks)
         for name, draw in figure_makers(self._config, splits, networks, rows, alone_rows).items():
             try:
                 figure = draw()

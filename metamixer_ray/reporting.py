@@ -21,7 +21,15 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
 from metamixer_ray.checkpoint import learnt_until, peer_files
 from metamixer_ray.departure import LeavingGroup
-from metamixer_ray.errors import ConfigError, ProcessKilled, StorageFailed, TornCheckpoint, Unreachable, UserError
+from metamixer_ray.errors import (
+    ConfigError,
+    DataError,
+    ProcessKilled,
+    StorageFailed,
+    TornCheckpoint,
+    Unreachable,
+    UserError,
+)
 from metamixer_ray.flags import Diverged
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.masking import masked_uri
@@ -178,7 +186,7 @@ class EpochReporter(ray.train.UserCallback):
             return False
         try:
             return None not in self._steps(folder, name)
-        except TornCheckpoint:
+        except (TornCheckpoint, DataError, OSError):
             return True  # passed over by whoever goes on, but perhaps not by a person
 
     def _go_back(self, learnt_steps: int) -> str:
@@ -213,6 +221,8 @@ class EpochReporter(ray.train.UserCallback):
 
         Raises:
             TornCheckpoint: one is torn or missing.
+            DataError: one is no file.
+            OSError: storage doesn't give one for now.
         """
         manifests = [folder.read(f"{name}/{peer_files(peer)[1]}") for peer in range(len(self.peers))]
         return [learnt_until(manifest or b"") for manifest in manifests]

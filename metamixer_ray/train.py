@@ -20,7 +20,6 @@ from metamixer_ray.mixing import build_mixer
 from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.placement import connect, worker_resources
 from metamixer_ray.preparation import batch_order, build_peers, part_of
-from metamixer_ray.restoring import checkpoint_identity, load_trained
 from metamixer_ray.results import summarise, tested_row
 from metamixer_ray.runs import CONFIG, SUMMARY, TRACKED, Run, create_run, journal_of, open_run, storage_of
 from metamixer_ray.sharing import check_shared
@@ -75,8 +74,7 @@ def train(config: TrainConfig, console: Console | None = None, *, parent_run_id:
         console.note("this run is finished already; MLflow gets what it missed")
         with stoppable() as first, Keeper(config, run, tracking, announced, console) as keeper:
             first.append(keeper.mark_killed)
-            for problem in load_trained(networks, run.folder, checkpoint_identity(config, splits)):
-                console.warn(problem)
+            keeper.load(splits, networks)
             keeper.send(splits, networks, journal_of(run.folder).rows(), finished)
             if "baseline" in finished:
                 with keeper.alone(flatten(alone(config))) as (_, writer):

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -54,14 +54,10 @@ from metamixer_ray.stepping import overflow
 EVALUATION_BATCH = 500
 
 WriteCheckpoint = Callable[[Path], None]
-T = TypeVar("T")
 
 
 class Session(Checkpoints, Protocol):
     """What surrounds a worker: the checkpoints that it starts from, whom it tells, and how patient it is."""
-
-    def persist(self, work: Callable[[], T], what: str) -> T:
-        """What ``work`` returns, which reads ``what`` from storage that may fail for a while."""
 
     def report(self, metrics: dict[str, Any], write: WriteCheckpoint | None, name: str | None) -> None:
         """Hand over metrics and, where ``write`` is given, have it write this rank's files of checkpoint ``name``.
@@ -84,6 +80,7 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
         UserError: bad data, a checkpoint that doesn't fit, a network that can't be built.
         Diverged: values stay non-finite; names the peer.
         PeersDrifted: peers are at different steps.
+        StorageFailed: the images or the checkpoints can't be read for longer than ``session`` is patient.
     """
     splits = session.persist(lambda: load_splits(config.dataset), "the images")
     agree_on_images(splits.fingerprint, config.workers)

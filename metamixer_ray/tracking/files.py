@@ -26,13 +26,15 @@ def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes | None:
     """The file's content, or None when there is no such file.
 
     Raises:
-        DataError: it has no end: a pipe or a device.
+        DataError: it has no end, or is none: a pipe, a device or a folder.
     """
     kind = filesystem.get_file_info(path).type
     if kind == fs.FileType.NotFound:
         return None
     if kind == fs.FileType.Unknown:
         raise DataError(f"{path}: this is no file but a pipe or a device; remove it")
+    if kind == fs.FileType.Directory:
+        raise DataError(f"{path}: this is no file but a folder; remove it")
     with filesystem.open_input_stream(path) as stream:
         return bytes(stream.read())
 

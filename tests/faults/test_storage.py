@@ -1,7 +1,9 @@
 """Storage that is full or read-only for a while: nothing is torn, nothing is lost, and it is said what is wrong."""
 
 import json
+import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -238,6 +240,26 @@ def test_what_a_killed_attempt_left_is_no_checkpoint_to_keep(
         150: ["-step000050", "-step000150"],
         200: ["-step000150", "-step000200"],
     }
+
+
+@pytest.mark.parametrize("make_other", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_keeps_no_older_checkpoints(
+    reporter: tuple[EpochReporter, Told, Path], disk: Disk, make_other: Callable[[Path], Any]
+) -> None:
+    rows, _, _ = reporter
+    names = [f"checkpoint-epoch000{number}" for number in range(1, 5)]
+    run = disk.place / "run"
+    for name in names:
+        make(run / name)
+    (run / names[0] / "peer0.json").unlink()
+    make_other(run / names[0] / "peer0.json")
+    restored = {"event": "restored", "reports": [], "warnings": [], "checkpoint": names[1]}
+    rows.after_report(None, [restored], None)
+    for name in names[2:]:
+        rows.after_report(
+            None, [{"event": "checkpoint", "checkpoint": name, "leaving": False, "skipped_in_a_row": 0}], None
+        )
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == names[2:]
 
 
 def test_an_event_on_a_full_disk_is_left_out_and_not_torn(disk: Disk) -> None:

@@ -1,25 +1,40 @@
 """Checkpoints that were damaged: the last good one is used, it is said which and why, and nothing else changes."""
 
+import errno
+import os
 import random
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import torch.distributed as dist
 
+from metamixer_ray import checkpoint, restoring
 from metamixer_ray.checkpoint import peer_files
 from metamixer_ray.config import TrainConfig
-from metamixer_ray.errors import CheckpointError
+from metamixer_ray.data import Splits
+from metamixer_ray.errors import CheckpointError, StorageFailed
 from metamixer_ray.folder import RunFolder, checkpoint_names
+from metamixer_ray.keeping import Keeper
+from metamixer_ray.patience import insist
+from metamixer_ray.preparation import build_peers
 from metamixer_ray.restoring import newest_checkpoint
+from metamixer_ray.runs import Run, read_config
+from metamixer_ray.tracking import Console
+from metamixer_ray.trained import open_trained
 from tests.spine.pool import Pool
+from tests.spine.run_folder import make_run
 from tests.spine.test_worker import identical, weights
-from tests.spine.training import Outcome, learn_together
+from tests.spine.training import FolderSession, Outcome, learn_together
 
 HERE = "tests.spine.networks"
-DAMAGES = ("cut", "flip", "empty", "remove", "swap")
+DAMAGES = ("cut", "flip", "empty", "remove", "swap", "folder", "pipe")
+HASH = checkpoint._hash
 
 
 def damage(checkpoint: Path, kind: str, dice: random.Random) -> str:
@@ -35,8 +50,12 @@ def damage(checkpoint: Path, kind: str, dice: random.Random) -> str:
         file.write_bytes(content)
     elif kind == "empty":
         file.write_bytes(b"")
-    elif kind == "remove":
+    elif kind in ("remove", "folder", "pipe"):
         file.unlink()
+        if kind == "folder":
+            (file / "inner").mkdir(parents=True)
+        elif kind == "pipe":
+            os.mkfifo(file)
     else:
         file.write_bytes((checkpoint / peer_files(1 - peer)[peer_files(peer).index(name)]).read_bytes())
     return f"{kind} {name}"
@@ -62,7 +81,7 @@ def resumed(pool: Pool, config: TrainConfig, whole: Path, folder: Path, names: l
     return pool.run(2, partial(learn_together, recorded=1), config, folder, names)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_damaged_ones_are_passed_over_and_named(
     pool: Pool, config: TrainConfig, whole: Path, tmp_path: Path, seed: int
 ) -> None:
@@ -141,3 +160,141 @@ def test_one_that_two_starts_wrote_is_passed_over(
 def test_what_reads_a_run_passes_it_over_too(mixed: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="peers' files were written before and after a restart"):
         newest_checkpoint(RunFolder(str(mixed)), 2, tmp_path / "scratch")
+
+
+class BadDisk:
+    """Sectors that can't be read, in the files of a checkpoint whose paths have a word in them.
+
+    Args:
+        tries: how many of them fail; None: all.
+    """
+
+    def __init__(self, word: str, tries: int | None = None) -> None:
+        self._word, self._left = word, tries
+
+    def hash(self, path: Path) -> str:
+        if self._word in str(path) and self._left != 0:
+            self._left = None if self._left is None else self._left - 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return HASH(path)
+
+
+def learn_from_a_bad_disk(
+    word: str, rank: int, tries: int | None, config: TrainConfig, folder: Path, names: list[str]
+) -> tuple[Outcome, list[str]]:
+    """The job of one rank: :func:`learn_together`, where ``rank`` has a bad disk; and what it said of its storage."""
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(restoring, "BRIEF_PATIENCE", 0.0)
+        patch.setattr(
+            FolderSession, "persist", lambda _, work, what: insist(work, f"{what} can't be read", 60.0, said.append)
+        )
+        if dist.get_rank() == rank:
+            patch.setattr(checkpoint, "_hash", BadDisk(word, tries).hash)
+            # What it writes, it reads again for its checksum.
+            patch.setattr(checkpoint.Snapshot, "write", lambda *_: None)
+        return learn_together(config, folder, names, recorded=1), said
+
+
+def test_one_that_storage_does_not_give_is_passed_over_for_an_older_one(
+    pool: Pool, config: TrainConfig, whole: Path, tmp_path: Path
+) -> None:
+    names = checkpoint_names(RunFolder(str(whole)))[2:4]
+    for name in names:
+        shutil.copytree(whole / name, tmp_path / name)
+    for outcome, said in pool.run(2, partial(learn_from_a_bad_disk, names[0], 1, None), config, tmp_path, names):
+        assert (outcome.ended, said) == ("finished", [])
+        (told,) = outcome.reports[0]["warnings"]
+        assert re.match(
+            rf"{names[0]} is not whole: .*{names[0]}/peer1\.pt can't be read \(Input/output error\); going on from "
+            rf"{names[1]}$",
+            told,
+        )
+
+
+def test_all_wait_together_where_there_is_no_older_one(
+    pool: Pool, config: TrainConfig, whole: Path, tmp_path: Path
+) -> None:
+    names = checkpoint_names(RunFolder(str(whole)))[2:4]
+    for name in names:
+        shutil.copytree(whole / name, tmp_path / name)
+    # Both checkpoints, twice.
+    for outcome, said in pool.run(2, partial(learn_from_a_bad_disk, "peer0.pt", 0, 4), config, tmp_path, names):
+        assert outcome.ended == "finished"
+        assert (outcome.reports[0]["event"], outcome.reports[0]["warnings"]) == ("restored", [])
+        (told,) = said
+        assert re.match(
+            r"the run's checkpoints can't be read \(.*peer0\.pt can't be read \(Input/output error\)\); it is tried",
+            told,
+        )
+
+
+def test_what_reads_a_run_takes_an_older_one_or_insists(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restoring, "BRIEF_PATIENCE", 0.0)
+    newest, second, *_ = checkpoint_names(RunFolder(str(whole)))
+    monkeypatch.setattr(checkpoint, "_hash", BadDisk(newest).hash)
+    content, (problem,) = newest_checkpoint(RunFolder(str(whole)), 2, tmp_path)
+    assert content[0]["progress"] == weights(whole, second, 0)["progress"]
+    assert re.match(rf"{newest} is not whole: .* can't be read \(Input/output error\); {second} is used", problem)
+    with pytest.raises(OSError, match=rf"Input/output error: '.*{newest}/peer0\.pt'"):
+        newest_checkpoint(RunFolder(str(whole)), 2, tmp_path, insisting=True)
+    monkeypatch.setattr(checkpoint, "_hash", BadDisk("peer1").hash)
+    with pytest.raises(CheckpointError, match=rf"{newest}/peer1\.pt can't be read"):
+        newest_checkpoint(RunFolder(str(whole)), 2, tmp_path)
+
+
+def test_a_blip_is_not_even_told(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_hash", BadDisk("peer1", tries=1).hash)
+    _, problems = newest_checkpoint(RunFolder(str(whole)), 2, tmp_path)
+    assert problems == []
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> tuple[RunFolder, Splits]:
+    """A run with two checkpoints, and its data."""
+    folder, _, splits = make_run(tmp_path / "run", "resnet8")
+    shutil.copytree(tmp_path / "run/checkpoint-epoch0001", tmp_path / "run/checkpoint-epoch0002")
+    return folder, splits
+
+
+@pytest.mark.parametrize("name", peer_files(0))
+def test_a_pipe_in_a_strangers_run_holds_nobody_up(
+    run: tuple[RunFolder, Splits], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder, _ = run
+    for told in ("checkpoint-epoch0002", "checkpoint-epoch0001"):
+        (tmp_path / "run" / told / name).unlink()
+        os.mkfifo(tmp_path / "run" / told / name)
+        if told == "checkpoint-epoch0002":
+            assert open_trained(folder).names == ["peer0-resnet8"]
+            assert f"{told}/{name} is no file but a folder, a pipe or a device" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=rf"{name} is no file but"):
+        open_trained(folder)
+
+
+def test_what_is_kept_of_a_training_waits_for_its_last_checkpoint(
+    run: tuple[RunFolder, Splits], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, splits = run
+    monkeypatch.setattr(restoring, "BRIEF_PATIENCE", 0.0)
+
+    def load(patience: float) -> str:
+        config = read_config(folder)
+        assert config is not None
+        config = replace(config, run=replace(config.run, storage_patience=patience))
+        networks = build_peers(config, classes=len(splits.classes), image_size=8)
+        nobody = cast(Any, None)
+        Keeper(config, Run(folder, "key"), nobody, nobody, Console()).load(splits, networks)
+        return "".join(capsys.readouterr())
+
+    monkeypatch.setattr(checkpoint, "_hash", BadDisk("epoch0002", tries=1).hash)
+    told = load(60.0)
+    assert "the last checkpoint in" in told
+    assert "is used instead" not in told
+    monkeypatch.setattr(checkpoint, "_hash", BadDisk("epoch0002").hash)
+    assert "checkpoint-epoch0001 is used instead" in " ".join(load(0.0).split())
+    monkeypatch.setattr(checkpoint, "_hash", BadDisk("peer0").hash)
+    with pytest.raises(StorageFailed, match=r"Input/output error.*checkpoint-epoch0002/peer0\.pt"):
+        load(0.0)
