@@ -63,6 +63,7 @@ def fit(
     resources: WorkerResources,
     folder: RunFolder,
     key: str,
+    images: str,
     writer: MlflowWriter,
     console: Listener,
     stop: threading.Event | None = None,
@@ -73,6 +74,7 @@ def fit(
 
     Args:
         key: of the run; no other may have it.
+        images: their fingerprint. Workers may look for theirs hours later.
         writer: gets every row.
         stop: once it is set, the training is ended and gives back at once what it reserved.
 
@@ -98,6 +100,7 @@ def fit(
                 "threads": resources.threads,
                 "folder": folder.uri,
                 "key": key,
+                "images": images,
             },
             torch_config=TorchConfig(backend=resources.backend, timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
             scaling_config=scaling(config, resources),

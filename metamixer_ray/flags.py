@@ -27,24 +27,30 @@ class Diverged(FloatingPointError):
     learnt_steps: int
 
 
-def agree_on_images(fingerprint: str, world: int) -> None:
-    """Wait until all ranks have their images, and make sure that they are the same.
+def agree_on_images(fingerprint: str, world: int, expected: str | None = None) -> None:
+    """Wait until all ranks have their images, and make sure that they are the same, and those that are ``expected``.
 
     A node that has to decode them may take longer than any collective of a training.
 
     Raises:
         DataError: on all ranks, when a rank holds other images.
     """
-    if world < 2:
-        return
-    group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PREPARATION))
-    everybody = gather_json(fingerprint, group)
-    dist.destroy_process_group(group)
+    everybody = [fingerprint]
+    if world > 1:
+        group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PREPARATION))
+        everybody = gather_json(fingerprint, group)
+        dist.destroy_process_group(group)
     if len(set(everybody)) > 1:
         ranks = [rank for rank, theirs in enumerate(everybody) if theirs != everybody[0]]
         raise DataError(
             f"the workers hold different images (rank {ranks[0]} and {len(ranks) - 1} more differ from rank 0): "
             "--data must give the same files on every node, and a function of your own the same images at every call"
+        )
+    if expected is not None and everybody[0] != expected:
+        raise DataError(
+            "--data: the workers hold other images than the training was started on: put back those that were there "
+            "then, or choose another --name to train on those that are there now; a function of your own must give the "
+            "same images at every call"
         )
 
 

@@ -13,7 +13,7 @@ from metamixer_ray.claiming import claimed
 from metamixer_ray.config import TrainConfig, afresh, from_settings, home, identity, to_yaml
 from metamixer_ray.data import Splits
 from metamixer_ray.data.config import LARGEST_SIDE, SMALLEST_SIDE
-from metamixer_ray.errors import ConfigError, UserError
+from metamixer_ray.errors import ConfigError, DataError, UserError
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.masking import masked_uri
 from metamixer_ray.settings_text import parse_settings
@@ -123,6 +123,13 @@ class RunOrigin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunImages:
+    """What ``run.json`` tells of the images, where it does: those of the first versions don't."""
+
+    data_fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunFacts(RunOrigin):
     """What ``run.json`` also tells of the data: all that it takes to use the trained networks on other images.
 
@@ -156,6 +163,21 @@ def create_run(run: Run, config: TrainConfig, splits: Splits) -> None:
     with claimed(run.folder):
         _check_free(run.folder)
         write_run(run.folder, config, {"key": run.key, **data_facts(splits)})
+
+
+def check_images(folder: RunFolder, fingerprint: str) -> None:
+    """See that the images are those that the run in a folder was started on; where there is no run yet, any are.
+
+    Raises:
+        DataError: they are others.
+        ConfigError: ``run.json`` is not what :func:`write_run` wrote.
+    """
+    saved = folder.read_as(RUN, RunImages)
+    if saved is not None and saved.data_fingerprint not in ("", fingerprint):
+        raise DataError(
+            f"--data: the images have changed since run {folder.name!r} was started ({folder}); put back those that "
+            "were there then, or choose another --name to train on those that are there now"
+        )
 
 
 def data_facts(splits: Splits) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def ray_worker(settings: Mapping[str, Any]) -> None:
     """The function that Ray Train runs on every worker.
 
     Args:
-        settings: ``config``, ``threads``, the run's ``folder`` and ``key``.
+        settings: ``config``, ``threads``, the run's ``folder`` and ``key``, and the fingerprint of its ``images``.
     """
     config = from_settings(settings["config"])
     torch.set_num_threads(settings["threads"])
@@ -155,7 +155,7 @@ def ray_worker(settings: Mapping[str, Any]) -> None:
     folder = storage.read(lambda: RunFolder.again(settings["folder"]), "the run's folder")
     session = RaySession(folder, Ticker(key), storage)
     try:
-        train_peer(config, mesh, device, session)
+        train_peer(config, mesh, device, session, settings["images"])
     except Diverged:
         # What is still being written must be there when the controller looks for what to go back to.
         with suppress(Exception):

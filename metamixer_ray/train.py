@@ -21,7 +21,17 @@ from metamixer_ray.networks import StagedNetwork
 from metamixer_ray.placement import connect, worker_resources
 from metamixer_ray.preparation import batch_order, build_peers, part_of
 from metamixer_ray.results import summarise, tested_row
-from metamixer_ray.runs import CONFIG, SUMMARY, TRACKED, Run, create_run, journal_of, open_run, storage_of
+from metamixer_ray.runs import (
+    CONFIG,
+    SUMMARY,
+    TRACKED,
+    Run,
+    check_images,
+    create_run,
+    journal_of,
+    open_run,
+    storage_of,
+)
 from metamixer_ray.sharing import check_shared
 from metamixer_ray.tracking import Console, PeerSummary, RunSummary
 from metamixer_ray.tracking.provenance import repeat_command
@@ -61,6 +71,9 @@ def train(config: TrainConfig, console: Console | None = None, *, parent_run_id:
     if finished is not None and run.folder.exists(TRACKED):
         console.note(f"run {run.name!r} is finished already: {run.folder}/{SUMMARY}")
         return finished
+    if not run.new:
+        with run.folder.to_be_read():
+            check_images(run.folder, splits.fingerprint)
 
     connect(config.placement, verbose=config.run.verbose)
     check_shared(config)
@@ -82,14 +95,14 @@ def train(config: TrainConfig, console: Console | None = None, *, parent_run_id:
         return finished
     with stoppable() as first, Keeper(config, run, tracking, announced, console) as keeper:
         first.append(keeper.mark_killed)
-        rows = fit(config, resources, run.folder, tracking.key, keeper.writer(), console)
+        rows = fit(config, resources, run.folder, tracking.key, splits.fingerprint, keeper.writer(), console)
         alone_rows = None
         if config.baseline:
             console.note("now the same networks alone: same weights, same batches, no mixing, no exchange")
             single = alone(config)
             folder = run.folder.inside(BASELINE)
             with keeper.alone(flatten(single)) as (key, writer):
-                alone_rows = fit(single, resources, folder, key, writer, console)
+                alone_rows = fit(single, resources, folder, key, splits.fingerprint, writer, console)
         summary = summarise(
             config,
             rows,

@@ -73,8 +73,13 @@ class Session(Checkpoints, Protocol):
         it must cost nothing."""
 
 
-def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, session: Session) -> None:
+def train_peer(
+    config: TrainConfig, mesh: PeerMesh, device: torch.device, session: Session, images: str | None = None
+) -> None:
     """Train this rank's peer from where ``session`` says to the last epoch, or until a rank is told to stop.
+
+    Args:
+        images: the fingerprint of those that the training was started on; None takes any.
 
     Raises:
         UserError: bad data, a checkpoint that doesn't fit, a network that can't be built.
@@ -83,7 +88,7 @@ def train_peer(config: TrainConfig, mesh: PeerMesh, device: torch.device, sessio
         StorageFailed: the images or the checkpoints can't be read for longer than ``session`` is patient.
     """
     splits = session.persist(lambda: load_splits(config.dataset), "the images")
-    agree_on_images(splits.fingerprint, config.workers)
+    agree_on_images(splits.fingerprint, config.workers, images)
     peer = set_up(config, mesh, device, part_of(config, splits, mesh.peer))
     restored = restore(peer, session)
     progress = restored.progress

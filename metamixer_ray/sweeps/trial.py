@@ -26,7 +26,7 @@ from metamixer_ray.keeping import TrackingPlan, tracked_parameters
 from metamixer_ray.patience import insist
 from metamixer_ray.placement import connect
 from metamixer_ray.reporting import first_line
-from metamixer_ray.runs import CONFIG, journal_of, write_run
+from metamixer_ray.runs import CONFIG, check_images, journal_of, write_run
 from metamixer_ray.sweeps.config import ObjectiveName
 from metamixer_ray.sweeps.ledger import BROKE, ENDED
 from metamixer_ray.tracking.summary import trial_description
@@ -204,7 +204,8 @@ class PeersTrial(tune.Trainable):
             tracking = plan.tracking(self._name, flatten(config))
             writer = tracking.writer()
             try:
-                fit(config, plan.resources, folder, tracking.key, writer, _Listener(self._tell), self._stop)
+                images = plan.facts["data_fingerprint"]
+                fit(config, plan.resources, folder, tracking.key, images, writer, _Listener(self._tell), self._stop)
             finally:
                 writer.wait(REACH_SECONDS)
             self._news.put(None)
@@ -212,7 +213,12 @@ class PeersTrial(tune.Trainable):
             self._news.put(error)
 
     def _open(self, config: TrainConfig) -> list[dict[str, Any]]:
-        """Make the trial's folder a run's; its rows."""
+        """Make the trial's folder a run's; its rows.
+
+        Raises:
+            DataError: an earlier attempt was on other images.
+        """
+        check_images(self._folder, self._plan.facts["data_fingerprint"])
         self._folder.remove(ENDED)
         self._folder.remove(BROKE)
         write_run(self._folder, config, {**self._plan.facts, "key": f"{self._plan.key}-{self._name}"})

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from metamixer_ray.errors import ConfigError, DataError
 from metamixer_ray.evaluate import evaluate_run, main
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.preparation import batch_order
+from tests.data.drawing import drawn_set, encoded, picture, write_parquet
 from tests.e2e import own_parts, tiny
 
 pytestmark = pytest.mark.ray
@@ -187,6 +189,26 @@ def test_more_workers_than_the_cluster_can_hold(ray_cluster: str, tmp_path: Path
 def test_what_a_worker_cannot_read_is_told_at_once(ray_cluster: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="images of one class"):
         train(tiny.config(tmp_path, data="tests.e2e.own_parts:one_class", train_limit=64, image_size=16))
+
+
+def test_images_that_are_replaced_before_the_workers_look_for_theirs_are_refused(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = drawn_set(tmp_path / "set", train=60)
+    module = sys.modules["metamixer_ray.train"]
+
+    def connect(*words: Any, **options: Any) -> None:
+        # As while workers wait for a machine.
+        images = [encoded(picture(500 + i)) for i in range(60)]
+        write_parquet(data / "train.parquet", images, [i % 3 for i in range(60)])
+
+    monkeypatch.setattr(module, "connect", connect)
+    config = tiny.config(tmp_path, name="replaced", data=str(data), train_limit=None, batch_size=16)
+    with pytest.raises(DataError, match="the workers hold other images than the training was started on: put back"):
+        train(config)
+    assert not list((tmp_path / "runs/replaced").glob("checkpoint-*"))
+    with pytest.raises(DataError, match="the images have changed since run 'replaced' was started"):
+        train(replace(config, run=replace(config.run, resume=True)))
 
 
 def test_own_network_and_own_data_in_the_folder_a_command_is_run_in(ray_cluster: str, tmp_path: Path) -> None:

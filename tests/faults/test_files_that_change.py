@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +15,16 @@ import torch
 from PIL import Image
 from pyarrow import fs
 
+from metamixer_ray import train
+from metamixer_ray.capacity import WorkerResources
+from metamixer_ray.config import TrainConfig, from_settings, plain_settings
 from metamixer_ray.data import Batch, BatchOrder, DataConfig, Splits, load_splits, train_batches
 from metamixer_ray.data.sources import open_source
 from metamixer_ray.data.sources.locations import RemoteFile
 from metamixer_ray.errors import DataError
+from metamixer_ray.folder import RunFolder
+from metamixer_ray.runs import RUN, check_images, create_run, data_facts, open_run, write_run
+from metamixer_ray.sweeps.trial import PeersTrial, SweepPlan
 from tests.data.drawing import encoded, picture, write_parquet
 from tests.e2e.object_store import folder_of, object_store
 
@@ -290,3 +297,67 @@ def test_an_image_of_one_pixel_is_enlarged(tmp_path: Path, streaming: str) -> No
         assert batch.images[:, 0].flatten(1).unique(dim=1).flatten().tolist() == [
             10 * i for i in batch.indices.tolist()
         ]
+
+
+def run_of(folder: Path, tmp_path: Path, **settings: Any) -> TrainConfig:
+    """The configuration of a run on those images, of a single peer."""
+    data = {"data": str(folder), "image_size": 8, "cache_dir": str(tmp_path / "cache"), "augment": "none"}
+    alone = {"peers": ["resnet8"], "mixer": "none", "distiller": "none", "statistics": "none", "batch_size": 16}
+    return from_settings({**data, **alone, "storage": str(tmp_path / "runs"), "name": "one", **settings})
+
+
+def test_a_run_without_a_checkpoint_is_not_resumed_on_other_images(folder: Path, tmp_path: Path) -> None:
+    config = run_of(folder, tmp_path)
+    first = load_splits(config.dataset)
+    run = open_run(config)
+    create_run(run, config, first)
+    begun = run.folder.read(RUN)
+    bitmaps(folder / "train.parquet", 500)
+    for option in ("resume", "resume_or_start"):
+        with pytest.raises(
+            DataError,
+            match=r"the images have changed since run 'one' was started .*runs/one.*put back .*another --name",
+        ):
+            train(run_of(folder, tmp_path, **{option: True}))
+    assert run.folder.read(RUN) == begun
+    bitmaps(folder / "train.parquet")
+    check_images(run.folder, load_splits(config.dataset).fingerprint)
+
+
+def test_a_run_of_a_version_that_noted_no_images_is_resumed_on_any(folder: Path, tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / "runs/one"))
+    check_images(run, "any")
+    write_run(run, run_of(folder, tmp_path), {"key": "k"})
+    check_images(run, "any")
+
+
+def test_a_trial_is_not_taken_up_again_on_other_images(folder: Path, tmp_path: Path) -> None:
+    config = run_of(folder, tmp_path)
+
+    def trial() -> PeersTrial:
+        """As it is before its first step."""
+        plan = SweepPlan(
+            name="sweep",
+            key="sweep-key",
+            folder=str(tmp_path / "trials"),
+            training=plain_settings(config),
+            objective="mean",
+            split="test",
+            resources=WorkerResources(cpus=1.0, gpus=0.0, threads=1),
+            facts=data_facts(load_splits(config.dataset)),
+            tracking_uri="",
+            artifact_location=None,
+            parent_run_id=None,
+            about="",
+            tags={},
+            environment={},
+        )
+        made = PeersTrial.__new__(PeersTrial)
+        made.setup({"number": 3, "settings": {}}, plan)
+        return made
+
+    for _ in range(2):
+        assert trial()._open(config) == []
+    bitmaps(folder / "train.parquet", 500)
+    with pytest.raises(DataError, match="the images have changed since run '0003' was started"):
+        trial()._open(config)

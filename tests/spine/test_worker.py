@@ -111,6 +111,13 @@ def test_ranks_that_hold_other_images_are_refused_by_all(pool: Pool) -> None:
     assert "the workers hold different images (rank 1 and 1 more differ from rank 0)" in told[0]
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_ranks_whose_images_are_not_those_of_the_start_are_refused(pool: Pool, world: int) -> None:
+    assert pool.run(world, agreement_on_images, {}, "same") == [""] * world
+    for told in pool.run(world, agreement_on_images, {}, "before"):
+        assert "other images than the training was started on: put back" in told
+
+
 def test_the_reported_kd_is_the_textbook_loss_of_the_recorded_logits(pool: Pool, small: Make, tmp_path: Path) -> None:
     config = small(
         peers=[f"{HERE}:tiny", f"{HERE}:wide", f"{HERE}:tiny"], epochs=1, batch_size=64, lr=1e-3, temperature=2.0

@@ -168,10 +168,10 @@ def compiled_graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
-def agreement_on_images(others: dict[int, str]) -> str:
+def agreement_on_images(others: dict[int, str], expected: str | None = None) -> str:
     """The job of one rank: agree with all on fingerprints, this rank's being ``others[rank]``; what it is told."""
     try:
-        agree_on_images(others.get(dist.get_rank(), "same"), dist.get_world_size())
+        agree_on_images(others.get(dist.get_rank(), "same"), dist.get_world_size(), expected)
     except DataError as error:
         return str(error)
     return ""
