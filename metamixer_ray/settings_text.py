@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from metamixer_ray.errors import ConfigError
+from metamixer_ray.masking import masked
 
 
 def read_settings(path: str | Path, *, source: str) -> Mapping[Any, Any]:
@@ -49,14 +50,35 @@ def parse_value(text: bytes | str, *, source: str) -> Any:
     except RecursionError:
         raise ConfigError(f"{source} is nested too deeply") from None
     except Exception as error:  # beside its own errors PyYAML passes on those of what it calls, such as int and date
-        raise ConfigError(f"{source} is not YAML: {error}") from None
+        raise ConfigError(f"{source} is not YAML: {_what_is_wrong(error)}") from None
+
+
+def _what_is_wrong(error: Exception) -> str:
+    """Without the lines around it, which PyYAML cuts where they are long: of a password's URI only a part may be left,
+    and nobody could tell that it is one."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error)
+    told = []
+    for what, mark in ((error.context, error.context_mark), (error.problem, error.problem_mark)):
+        if what is not None:
+            told.append(what if mark is None else f"{what} in line {mark.line + 1}, column {mark.column + 1}")
+    return ", ".join(told)
+
+
+class _Brief(reprlib.Repr):
+    """Secrets are masked before they are cut, or what is left of them wouldn't be known as such."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 2, 100, 100
+
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(masked(x), level)
 
 
 def brief(value: object) -> str:
     """``value`` for a message: cut, since what a file holds can be endless (ten lines of YAML make a billion words)."""
-    shortened = reprlib.Repr()
-    shortened.maxlevel, shortened.maxstring, shortened.maxother = 2, 100, 100
     try:
-        return shortened.repr(value)
+        return _Brief().repr(value)
     except Exception:  # a number of too many digits, for one
         return f"a {type(value).__name__}"

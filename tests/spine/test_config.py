@@ -25,6 +25,7 @@ from metamixer_ray.config import (
 )
 from metamixer_ray.distill.config import DistillerName
 from metamixer_ray.errors import ConfigError
+from metamixer_ray.masking import masked
 
 words = st.text(min_size=1, max_size=12)
 positive = st.floats(1e-6, 1e6)
@@ -165,6 +166,27 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | No
     with pytest.raises(ConfigError, match=told) as caught:
         read_yaml(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'tracking_uri: "postgresql://mlflow:S3cretPassw0rdXY@db.example.com/mlflow\nepochs: 3\n',
+        "- a: [postgresql://mlflow:S3cretPassw0rdXY@db.example.com/mlflow\n b: 1\n",
+        "storage: [s3://AKIAIOSFODNN7EXAMPLE:S3cretPassw0rdXYpqrstuvw@bucket/runs?endpoint_override=http://127.0.0.1:9]",
+        "dataset: postgresql://mlflow:S3cretPassw0rdXY@db.example.com/mlflow",
+        "epochs: postgresql://mlflow:S3cretPassw0rdXY@db.example.com/a-database-of-quite-a-long-name-in-all-respects",
+        "? postgresql://mlflow:S3cretPassw0rdXY@db.example.com/a-database-of-quite-a-long-name-in-all-respects\n: 1",
+    ],
+)
+def test_a_file_that_cannot_be_used_keeps_its_secrets(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    told = masked(str(caught.value))
+    secret = "S3cretPassw0rdXY"
+    assert not [part for part in (secret[i : i + 4] for i in range(len(secret) - 3)) if part in told], told
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from metamixer_ray.errors import ConfigError, DataError, Unreachable
+from metamixer_ray.masking import masked
 
 SUFFIXES = (".parquet", ".pq")
 SECOND = 10**9
@@ -136,7 +137,8 @@ def _matches(path: str, pattern: str) -> bool:
 
 
 def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    # Of a secret that was cut it couldn't be told any more that it is one.
+    return f"{type(error).__name__}: {masked(' '.join(str(error).split()))[:300]}"
 
 
 def split_of(inner: str) -> str | None:
