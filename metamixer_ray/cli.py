@@ -9,6 +9,7 @@ import tyro
 from metamixer_ray.config import TrainConfig, read_yaml
 from metamixer_ray.errors import ConfigError, TrainingFailed, UserError
 from metamixer_ray.interruption import Stopped
+from metamixer_ray.printing import lenient
 from metamixer_ray.recipes import read_recipe, recipe_table
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -71,13 +72,13 @@ def run_command(body: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     try:
         body(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=lenient(sys.stderr))
         return EXIT_USAGE
     except Stopped as error:
         return 128 + error.signum
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except TrainingFailed as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=lenient(sys.stderr))
         return EXIT_FAILED
     return 0

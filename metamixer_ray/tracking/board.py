@@ -1,6 +1,5 @@
 """What a person sees of a sweep: a line per trial that ended, and on a terminal a short table of those that run."""
 
-import contextlib
 import os
 import shutil
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
 
 from metamixer_ray.masking import masked
+from metamixer_ray.printing import lenient
 
 MOST_ROWS = 8
 """Of running trials in the live table."""
@@ -56,7 +56,7 @@ class Board:
     """
 
     def __init__(self, samples: int, epochs: int, *, nll: bool = False, stream: TextIO | None = None) -> None:
-        self._stream = stream if stream is not None else sys.stdout
+        self._stream = lenient(stream if stream is not None else sys.stdout)
         self._samples, self._epochs, self._nll = samples, epochs, nll
         self._running: dict[int, TrialView] = {}
         self._ended = 0
@@ -112,9 +112,7 @@ class Board:
         if self._live is not None:
             self._live.console.print(text.rstrip(), markup=False, soft_wrap=True)
             return
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        with contextlib.suppress(BrokenPipeError):
-            print(text.rstrip().encode(encoding, "replace").decode(encoding), file=self._stream, flush=True)
+        print(text.rstrip(), file=self._stream, flush=True)
 
     def close(self) -> None:
         """Take the live table away; safe to call more than once."""

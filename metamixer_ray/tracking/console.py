@@ -4,7 +4,6 @@ On a terminal a live bar stays under the lines; elsewhere (job logs, files) ther
 control characters. Both show the same text.
 """
 
-import contextlib
 import os
 import shutil
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from metamixer_ray.masking import masked
+from metamixer_ray.printing import lenient
 from metamixer_ray.tracking.rows import Row, evaluated, mean, number, peer_names
 from metamixer_ray.tracking.summary import Places, RunSummary, count, decimal, percent, score_table
 
@@ -35,7 +35,7 @@ class Console:
     """
 
     def __init__(self, verbose: bool = False, stream: TextIO | None = None, width: int | None = None) -> None:
-        self._stream = stream if stream is not None else sys.stdout
+        self._stream = lenient(stream if stream is not None else sys.stdout)
         self._verbose = verbose
         self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         columns = shutil.get_terminal_size((_PLAIN_WIDTH, 24)).columns if self._live else _PLAIN_WIDTH
@@ -180,9 +180,7 @@ class Console:
         if self._rich is not None:
             self._rich.print(text, style=style, markup=False, soft_wrap=True)
             return
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        with contextlib.suppress(BrokenPipeError):
-            print(text.encode(encoding, "replace").decode(encoding), file=self._stream, flush=True)
+        print(text, file=self._stream, flush=True)
 
 
 class _Columns:

@@ -73,7 +73,7 @@ def disturb(stage: Stage, options: Soak) -> Counter[str]:
                 done[kind] += 1
             else:
                 print("           too late: whom it was for had just gone", flush=True)
-    assert stage.reap() == 0, stage.told[-1]
+    assert stage.reap() == 0, stage.told
     return done
 
 
@@ -85,7 +85,7 @@ def soak(cluster: Any, disk: Disk, options: Soak) -> None:
     storage = disk.place.parent
     calm = stage_on(cluster, disk, "calm", options.seed, **changed)
     calm.run()
-    assert calm.reap(timeout=None) == 0, calm.told[-1]
+    assert calm.reap(timeout=None) == 0, calm.told
     injected: Counter[str] = Counter()
     rounds, began = 0, time.monotonic()
     try:

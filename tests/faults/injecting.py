@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +39,28 @@ class Stage:
     """Where runs are, all of them."""
     database: Path
     """MLflow's."""
-    told: list[str] = field(default_factory=list)
-    """What the drivers printed."""
-    driver: subprocess.Popen[str] | None = None
+    driver: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> Path:
+        """What the drivers print, on the disk that runs are on."""
+        return self.folder.with_suffix(".log")
+
+    @property
+    def told(self) -> str:
+        """The end of it."""
+        return self.log.read_text()[-10_000:]
 
     def run(self) -> None:
         """Start the driver, or start it again."""
         environment = {**os.environ, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": HUNG_SECONDS}
-        self.driver = subprocess.Popen(
-            [sys.executable, "-m", "metamixer_ray.train", *self.words, "--resume-or-start"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
+        with self.log.open("a") as log:
+            self.driver = subprocess.Popen(
+                [sys.executable, "-m", "metamixer_ray.train", *self.words, "--resume-or-start"],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
 
     def ended(self) -> int | None:
         """The driver's exit status, None while it runs."""
@@ -62,8 +70,7 @@ class Stage:
     def reap(self, timeout: float | None = 600) -> int:
         """Wait for the driver's end, so many seconds at most; its exit status."""
         assert self.driver is not None
-        self.told.append(self.driver.communicate(timeout=timeout)[0])
-        return self.driver.returncode
+        return self.driver.wait(timeout)
 
 
 def processes(name: str) -> list[psutil.Process]:

@@ -21,6 +21,7 @@ from metamixer_ray.folder import RunFolder
 from metamixer_ray.patience import insist
 from metamixer_ray.reporting import EpochReporter, tell
 from metamixer_ray.runs import write_run
+from metamixer_ray.tracking import Console
 from metamixer_ray.tracking.journal import Journal
 from metamixer_ray.uploads import UNWRITTEN, Uploads
 from tests.e2e.waiting import wait_for
@@ -310,6 +311,15 @@ def test_what_a_person_waits_for_is_tried_again(disk: Disk) -> None:
     assert folder.read("summary.json") == b"{}"
     assert len(told) == 1
     assert "summary.json can't be written ([Errno 28] No space left on device; free some space there)" in told[0]
+    # Who keeps the log on the same disk is no worse off, and reads it afterwards.
+    with (disk.place / "train.log").open("w") as log:
+        disk.fill()
+        timer = threading.Timer(1.5, disk.free)
+        timer.start()
+        insist(lambda: folder.write("log.json", "{}"), "log.json can't be written", 60.0, Console(stream=log).warn)
+        timer.join()
+    assert folder.read("log.json") == b"{}"
+    assert b"log.json can't be written ([Errno 28]" in (folder.read("train.log") or b"")
     disk.writable(False)
     with pytest.raises(StorageFailed, match=r"^summary.json can't be written: .*; make it writable$"):
         insist(lambda: folder.write("summary.json", "{}"), "summary.json can't be written", 0.0, told.append)

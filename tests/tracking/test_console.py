@@ -1,9 +1,14 @@
+import contextlib
 import io
+import os
 import re
 import time
+from collections.abc import Iterator
+from typing import TextIO
 
 import pytest
 
+from metamixer_ray.tracking.board import Board
 from metamixer_ray.tracking.console import Console, duration
 from metamixer_ray.tracking.summary import PeerSummary, Places, RunSummary, count, run_description
 from tests.tracking.examples import make_rows
@@ -170,6 +175,37 @@ def test_a_log_hears_of_long_epochs_now_and_then(monkeypatch: pytest.MonkeyPatch
     console.step(1, 1200, 10_000)
     console.step(1, 1201, 10_000)
     assert stream.getvalue() == before + "      1/4  step 1,200 of 10,000\n"
+
+
+@pytest.fixture(params=["full disk", "closed pipe", "gone terminal"])
+def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
+    """A stream that takes nothing any more."""
+    if request.param == "full disk":
+        number = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, number = os.openpty() if request.param == "gone terminal" else os.pipe()
+        os.close(reader)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    stream = os.fdopen(number, "w")
+    yield stream
+    with contextlib.suppress(OSError):
+        stream.close()
+
+
+def test_a_training_goes_on_where_nobody_can_be_told(broken: TextIO) -> None:
+    console = Console(stream=broken)
+    console.opening(make_summary(2, epochs=4))
+    for epoch, row in enumerate(make_rows(2, 4), start=1):
+        console.step(epoch, 6, 12)
+        console.epoch(row)
+    console.warn("summary.json can't be written")
+    console.closing(row, Places(run_folder="runs/a"))
+    board = Board(1, 8, stream=broken)
+    board.warn("the ledger can't be written")
+    board.close()
+    # As it was throughout.
+    with pytest.raises(OSError):
+        print("anything", file=broken, flush=True)
 
 
 def test_verbose_adds_losses_and_exchange() -> None:
