@@ -145,6 +145,9 @@ class TrainConfig:
             ConfigError: names the option and a value that works.
         """
         refuse_masked(flatten(self))
+        for name, value in flatten(self).items():
+            if isinstance(value, str) and "\0" in value:
+                raise ConfigError(f"{flag(name)} {brief(value)}: a NUL can't be in it")
         for name, least in (("epochs", 1), ("batch_size", 2), ("evaluate_every", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{flag(name)} must be at least {least}, it is {getattr(self, name)}")

@@ -3,6 +3,7 @@
 The file is read back and compared with the original on real images before it is put in place.
 """
 
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -179,8 +180,8 @@ def _target(folder: RunFolder, options: ExportOptions) -> tuple[RunFolder, str] 
         raise ConfigError(
             f"--output {options.output}: give a local path; without it, the file goes into the run's folder {folder}"
         )
-    path = Path(options.output).expanduser().absolute()
-    if path.is_dir():
+    path = Path(os.path.expanduser(options.output)).absolute()
+    if os.path.isdir(path):
         raise ConfigError(f"--output {path} is a folder; name a file in it, such as {path}/network.{options.format}")
     place = RunFolder(str(path.parent), option="--output")
     place.create()

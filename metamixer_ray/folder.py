@@ -28,12 +28,14 @@ class RunFolder:
         option: the option that named it, for messages.
 
     Raises:
-        ConfigError: a URI that pyarrow doesn't know.
+        ConfigError: a URI that pyarrow doesn't know, or no path.
     """
 
     def __init__(self, uri: str, option: str = "--storage") -> None:
+        if "\0" in uri:
+            raise ConfigError(f"{option} {uri!r}: no path has a NUL in it")
         self.option = option
-        self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute())
+        self.uri = uri.rstrip("/") if "://" in uri else str(Path(os.path.expanduser(uri)).absolute())
         try:
             self.filesystem, root = fs.FileSystem.from_uri(self.uri if "://" in self.uri else Path(self.uri).as_uri())
         except Exception as error:

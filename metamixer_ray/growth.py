@@ -46,7 +46,7 @@ def startable(asked: Sequence[str]) -> Growth:
         return Growth(tuple(parse(text, "--grows-to") for text in asked))
     if said := os.environ.get(VARIABLE, "").split():
         return Growth(tuple(parse(text, f"${VARIABLE}") for text in said))
-    return launched(Path(LAUNCHER_FILE).expanduser())
+    return launched(Path(os.path.expanduser(LAUNCHER_FILE)))
 
 
 def parse(text: str, source: str) -> NodeType:

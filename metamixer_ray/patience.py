@@ -19,8 +19,8 @@ _REMEDIES = {
     errno.EDQUOT: "free some space there, or raise the quota",
     errno.EFBIG: "raise the limit of a file's size",
     errno.EROFS: "make it writable",
-    errno.EACCES: "make it writable",
-    errno.EPERM: "make it writable",
+    errno.EACCES: "give this user access to it",
+    errno.EPERM: "give this user access to it",
 }
 
 

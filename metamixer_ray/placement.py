@@ -32,7 +32,7 @@ def connect(placement: PlacementConfig, *, verbose: bool = False) -> None:
     """Join the cluster that ``--address``, $RAY_ADDRESS or the surrounding job names; else start a local one.
 
     Raises:
-        ConfigError: no cluster answers at the address.
+        ConfigError: no cluster answers at the address, or Ray may not write here.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", HUNG_SECONDS)
@@ -66,6 +66,11 @@ def connect(placement: PlacementConfig, *, verbose: bool = False) -> None:
                 log_to_driver=verbose,
                 logging_level=logging.INFO if verbose else logging.ERROR,
             )
+    except PermissionError as error:
+        raise ConfigError(
+            f"Ray can't be started ({error}); where it is its folder for sessions, which may be another user's, set "
+            "$RAY_TMPDIR to a folder of yours with a short path"
+        ) from None
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
             raise

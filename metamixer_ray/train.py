@@ -136,11 +136,11 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     def absolute(text: str | None) -> str | None:
         if text is None or "://" in text or text in NAMED_SOURCES:
             return text
-        path = Path(text).expanduser()
-        return str(path.absolute()) if path.exists() or set("/*?[") & set(text) else text
+        path = Path(os.path.expanduser(text))
+        return str(path.absolute()) if os.path.exists(path) or set("/*?[") & set(text) else text
 
     def folder(text: str | None) -> str | None:
-        return text if text is None else str(Path(text).expanduser().absolute())
+        return text if text is None else str(Path(os.path.expanduser(text)).absolute())
 
     data = config.dataset
     return replace(

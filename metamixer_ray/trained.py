@@ -1,5 +1,6 @@
 """A trained run, opened again: its networks with their last weights, and the images to look at them with."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,11 @@ class TrainedRun:
 
 def find_run(text: str) -> RunFolder:
     """The folder that ``text`` means: a path or URI, else a name in the default storage."""
-    if "://" in text or Path(text).expanduser().exists():
+    try:
+        named = "://" not in text and not Path(os.path.expanduser(text)).exists()
+    except OSError:  # it will say why once it is to be read
+        named = False
+    if not named:
         return RunFolder(text, option="RUN")
     return storage_of(TrainConfig()).inside(text)
 
@@ -102,7 +107,8 @@ def open_trained(folder: RunFolder, options: RunOptions | None = None) -> Traine
     Raises:
         UserError: no such run, no checkpoint, or data that doesn't fit.
     """
-    config, facts = read_config(folder), read_facts(folder)
+    with folder.to_be_read():
+        config, facts = read_config(folder), read_facts(folder)
     if config is None or facts is None:
         raise ConfigError(
             f"there is no run in {folder}: give a run's folder, or its name in {storage_of(TrainConfig())}"

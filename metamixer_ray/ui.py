@@ -43,7 +43,7 @@ def server_command(options: UiOptions) -> list[str] | None:
     if is_server(uri):
         return None
     path = sqlite_file(uri)
-    if path is not None and not path.exists():
+    if path is not None and not os.path.exists(path):
         raise ConfigError(
             f"there are no runs in {masked_uri(uri)} yet: 'python -m metamixer_ray.train' makes one; "
             "other stores are named by --tracking-uri or $MLFLOW_TRACKING_URI"

@@ -41,7 +41,9 @@ REPORTED = 5
 
 def cache_folder(cache_dir: str | None) -> Path:
     """The folder for prepared images: ``cache_dir``, else $METAMIXER_CACHE, else ~/.cache/metamixer_ray."""
-    return Path(cache_dir or os.environ.get("METAMIXER_CACHE") or "~/.cache/metamixer_ray").expanduser().absolute()
+    return Path(
+        os.path.expanduser(cache_dir or os.environ.get("METAMIXER_CACHE") or "~/.cache/metamixer_ray")
+    ).absolute()
 
 
 def fingerprint(*facts: Any) -> str:

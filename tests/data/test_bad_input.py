@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from metamixer_ray.data import DataConfig, Splits
-from metamixer_ray.errors import ConfigError, DataError
+from metamixer_ray.errors import ConfigError, DataError, UserError
 from tests.data.drawing import drawn_set, encoded, picture, pixels, write_parquet
 
 Load = Callable[..., Splits]
@@ -41,6 +41,15 @@ ROWS = [
     ({"label": -1}, "the label is -1, which isn't a class number"),
     ({"label": 3}, "the label is 3, but the classes are 0 to 2"),
 ]
+
+
+@pytest.mark.parametrize("data", ["x" * 300, f"/{'x' * 300}/*", f"{'x' * 300}.parquet", "~nobody-of-this-name/images"])
+def test_images_that_no_path_leads_to_are_refused(tmp_path: Path, load: Load, data: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--data "):
+        load(data)
+    drawn_set(tmp_path / "set")
+    with pytest.raises(UserError, match=r"^--"):
+        load(tmp_path / "set" / "train.parquet", test_data=data)
 
 
 @pytest.mark.parametrize(("fault", "message"), ROWS)

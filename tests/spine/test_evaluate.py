@@ -125,6 +125,13 @@ def test_places_and_devices_that_are_none_get_one_error(
         assert problem in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("run", ["x" * 300, "a\0b", "~nobody-of-this-name/run", "a/b/c"])
+def test_a_run_that_no_path_leads_to_gets_one_error(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([run]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("error: ")
+
+
 def test_images_of_one_class_can_be_scored(two: tuple[RunFolder, list[StagedNetwork], Splits], tmp_path: Path) -> None:
     names = two[2].classes
     photos = write_parquet(

@@ -15,7 +15,8 @@ from metamixer_ray.data.sources.function import open_function
 from metamixer_ray.data.sources.locations import SUFFIXES, is_uri
 from metamixer_ray.data.sources.parquet import open_parquet
 from metamixer_ray.data.sources.torchvision_sets import TORCHVISION_SETS, open_torchvision
-from metamixer_ray.errors import ConfigError
+from metamixer_ray.errors import ConfigError, UserError
+from metamixer_ray.settings_text import brief
 
 
 def _torchvision(name: str, config: DataConfig, cache_dir: Path) -> Source:
@@ -52,6 +53,15 @@ def open_source(config: DataConfig, cache_dir: Path, *, scored_only: bool = Fals
         ConfigError: nothing of that name, or options that don't belong together.
         DataError: a source that is there cannot be used.
     """
+    try:
+        return _open_source(config, cache_dir, scored_only=scored_only)
+    except UserError:
+        raise  # some are OSErrors, too
+    except OSError as error:
+        raise ConfigError(f"--data {config.data}: {error.strerror or error} ({brief(error.filename)})") from error
+
+
+def _open_source(config: DataConfig, cache_dir: Path, *, scored_only: bool) -> Source:
     data = config.data
     if data in NAMED_SOURCES:
         if config.test_data is not None:
@@ -63,9 +73,9 @@ def open_source(config: DataConfig, cache_dir: Path, *, scored_only: bool = Fals
         )
     if _FUNCTION.fullmatch(data):
         return open_function(data)
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     if not is_uri(data) and path.is_dir() and not _holds_parquet(path):
-        test = Path(config.test_data).expanduser() if config.test_data is not None else None
+        test = Path(os.path.expanduser(config.test_data)) if config.test_data is not None else None
         if test is not None and not test.is_dir():
             raise ConfigError(f"--test-data {config.test_data}: no such folder; --data is a tree of class folders")
         if scored_only:

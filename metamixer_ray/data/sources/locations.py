@@ -122,7 +122,7 @@ def _connect(location: str) -> tuple[Any, str]:
     from pyarrow import fs
 
     if not is_uri(location):
-        return fs.LocalFileSystem(), Path(os.path.abspath(Path(location).expanduser())).as_posix()
+        return fs.LocalFileSystem(), Path(os.path.abspath(Path(os.path.expanduser(location)))).as_posix()
     if location.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in location:
         # Arrow's own limit is a quarter of an hour of silence before a wrong bucket or a missing network is
         # reported.
