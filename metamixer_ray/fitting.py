@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig
 
 from metamixer_ray.capacity import WorkerResources
 from metamixer_ray.config import TrainConfig, to_settings
+from metamixer_ray.deaths import GONE
 from metamixer_ray.departure import HearSigterm
 from metamixer_ray.errors import StorageFailed, TrainingDiverged, TrainingFailed, UserError
 from metamixer_ray.flags import Diverged
@@ -198,10 +199,11 @@ def outlive_controllers(
         try:
             trainer.fit()
             return
-        except ray.exceptions.RayActorError:
+        except GONE as error:
             if over(0):
                 raise
-            tell(live, {"event": "failure", "message": "the training's controller died"})
+            why = f" ({first_line(error)})" if isinstance(error, ray.exceptions.OutOfMemoryError) else ""
+            tell(live, {"event": "failure", "message": f"the training's controller died{why}"})
             before, newest = newest, newest_now()
             deaths = deaths + 1 if newest == before else 1
             if deaths >= HOPELESS_DEATHS:

@@ -5,7 +5,6 @@ record of truth; the driver, which lives no shorter than the controller, shows i
 """
 
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,20 +15,11 @@ from statistics import fmean
 from typing import Any
 
 import ray.train
-from ray.exceptions import RayActorError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
 from metamixer_ray.checkpoint import learnt_until, peer_files
+from metamixer_ray.deaths import cause_of, tells_of_a_death
 from metamixer_ray.departure import LeavingGroup
-from metamixer_ray.errors import (
-    ConfigError,
-    DataError,
-    ProcessKilled,
-    StorageFailed,
-    TornCheckpoint,
-    Unreachable,
-    UserError,
-)
+from metamixer_ray.errors import ConfigError, DataError, StorageFailed, TornCheckpoint, Unreachable, UserError
 from metamixer_ray.flags import Diverged
 from metamixer_ray.folder import RunFolder, checkpoint_names
 from metamixer_ray.masking import masked_uri
@@ -41,8 +31,6 @@ from metamixer_ray.uploads import UNWRITTEN
 
 # Failures in a row without any progress in between, and deaths: the same thing would happen again.
 HOPELESS, HOPELESS_DEATHS = 3, 10
-# What the collectives' backends say of a process that is gone.
-_CUT = re.compile(r"[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|remote process exited")
 # How long the controller tries to write a row that another will follow.
 SHORT_PATIENCE = 5.0
 # Beside the live file: is there once the controller is to end the training.
@@ -320,23 +308,6 @@ def tell(live: str | Path, event: Mapping[str, Any]) -> None:
     depends on it."""
     with suppress(OSError):
         append_whole(Path(live), (json.dumps(event) + "\n").encode())
-
-
-def cause_of(error: BaseException) -> BaseException:
-    """The exception that a worker raised, out of the wrappers that Ray puts around it."""
-    for name in ("cause", "_base_exc", "health_check_failure"):
-        inner = getattr(error, name, None)
-        if isinstance(inner, BaseException):
-            return cause_of(inner)
-    return error
-
-
-def tells_of_a_death(causes: Sequence[BaseException]) -> bool:
-    """Whether a group failed because a worker, a process that helps it or its machine is gone, or doesn't answer, which
-    says less of the next attempt than what code raises. What the others raise then doesn't count, and may be all that
-    is known."""
-    gone = any(isinstance(cause, RayActorError | ProcessKilled | WorkerHealthCheckTimeoutError) for cause in causes)
-    return gone or all(_CUT.search(str(cause)) for cause in causes)
 
 
 def first_line(error: BaseException) -> str:

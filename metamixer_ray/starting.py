@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import ray
 from ray._raylet import PlacementGroupID
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -24,6 +24,7 @@ from ray.train.v2._internal.execution.controller.state import PreemptingState, R
 from ray.train.v2._internal.execution.worker_group import Worker
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from metamixer_ray.deaths import GONE
 from metamixer_ray.departure import LeavingGroup
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.reporting import tell
@@ -68,7 +69,7 @@ class TidyWorkerGroup(LeavingGroup):
             super()._start()
         except Exception as error:
             hung = self._hung is not None and self._hung.finished.is_set()
-            lost = hung or isinstance(error, RayActorError | WorkerGroupStartupFailedError)
+            lost = hung or isinstance(error, (*GONE, WorkerGroupStartupFailedError))
             if self.has_started():
                 # What the others met is often only what the death of one looks like from afar.
                 lost = lost or any(is_dead(worker) for worker in self.get_workers())
@@ -97,7 +98,7 @@ def is_dead(worker: Worker) -> bool:
         ray.get(worker.actor.get_metadata.remote(), timeout=SIGN_OF_LIFE_SECONDS)
     except GetTimeoutError:
         return False
-    except RayActorError:
+    except GONE:
         return True
     return False
 

@@ -3,12 +3,13 @@
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import pytest
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
 from metamixer_ray import fitting
@@ -20,8 +21,9 @@ from metamixer_ray.reporting import HOPELESS, HOPELESS_DEATHS, STOP, EpochReport
 from metamixer_ray.starting import PeersTrainer
 from tests.faults.told import Told
 
-DEAD, CUT, BROKEN, HELPLESS, SILENT = (
+DEAD, EVICTED, CUT, BROKEN, HELPLESS, SILENT = (
     ActorDiedError(),
+    OutOfMemoryError("4 worker(s) were killed due to the node running low on memory."),
     RuntimeError("[pair.cc:561] Connection closed by peer [::1]:1"),
     OSError("worn out"),
     ProcessKilled("a loader process was killed"),
@@ -41,12 +43,22 @@ def reporter(tmp_path: Path) -> EpochReporter:
         ({0: BROKEN}, HOPELESS),
         ({0: CUT, 1: BROKEN}, HOPELESS),
         ({0: DEAD}, HOPELESS_DEATHS),
+        ({0: EVICTED, 1: BROKEN}, HOPELESS_DEATHS),
         ({0: CUT}, HOPELESS_DEATHS),
         ({0: DEAD, 1: BROKEN}, HOPELESS_DEATHS),
         ({0: HELPLESS, 1: BROKEN}, HOPELESS_DEATHS),
         ({0: SILENT}, HOPELESS_DEATHS),
     ],
-    ids=["code", "code and cut", "death", "cut", "death and what it led to", "a loader process", "no answer"],
+    ids=[
+        "code",
+        "code and cut",
+        "death",
+        "no memory",
+        "cut",
+        "death and what it led to",
+        "a loader process",
+        "no answer",
+    ],
 )
 def test_what_code_raises_is_given_up_sooner_than_deaths(
     reporter: EpochReporter, failures: dict[int, Exception], allowed: int
@@ -163,13 +175,13 @@ def test_divergence_is_told_also_where_checkpoints_cannot_be_looked_at(reporter:
 class Dying:
     """A trainer whose controller dies again and again, which may be told of."""
 
-    def __init__(self, told: Callable[[], object] = lambda: None) -> None:
-        self.told, self.starts = told, 0
+    def __init__(self, told: Callable[[], object] = lambda: None, how: Exception = DEAD) -> None:
+        self.told, self.how, self.starts = told, how, 0
 
     def fit(self) -> None:
         self.starts += 1
         self.told()
-        raise RayActorError
+        raise self.how
 
 
 def go_on(trainer: Dying, place: Path, monkeypatch: pytest.MonkeyPatch, names: Callable[..., list[str]]) -> list[str]:
@@ -177,19 +189,22 @@ def go_on(trainer: Dying, place: Path, monkeypatch: pytest.MonkeyPatch, names: C
     live, warnings = place / "live.jsonl", list[str]()
     live.touch()
     monkeypatch.setattr(fitting, "checkpoint_names", names)
-    with pytest.raises((RayActorError, StorageFailed)):
+    with pytest.raises((RayActorError, OutOfMemoryError, StorageFailed)):
         fitting.outlive_controllers(
             cast(PeersTrainer, trainer), RunFolder(str(place / "run")), live, patience=100.0, warn=warnings.append
         )
     return warnings
 
 
+@pytest.mark.parametrize(("how", "told"), [(DEAD, "controller died"), (EVICTED, r"died \(4 worker\(s\) were killed")])
 def test_controllers_that_die_without_a_checkpoint_in_between_are_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: Exception, told: str
 ) -> None:
-    trainer = Dying()
+    trainer = Dying(how=how)
     assert not go_on(trainer, tmp_path, monkeypatch, lambda _: ["checkpoint-epoch0001"])
     assert trainer.starts == HOPELESS_DEATHS
+    lines = (tmp_path / "live.jsonl").read_text().splitlines()
+    assert len([line for line in lines if re.search(told, json.loads(line)["message"])]) == len(lines) > 0
 
 
 def test_a_training_that_is_stopped_is_started_by_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

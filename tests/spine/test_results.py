@@ -8,7 +8,8 @@ import pytest
 
 from metamixer_ray import results
 from metamixer_ray.config import TrainConfig, from_settings
-from metamixer_ray.reporting import assemble_row, cause_of, first_line, peer_names
+from metamixer_ray.deaths import cause_of
+from metamixer_ray.reporting import assemble_row, first_line, peer_names
 
 PEERS = ("resnet14", "resnet8")
 
