@@ -52,6 +52,8 @@ from metamixer_ray.restoring import Checkpoints, checkpoint_identity, restore
 from metamixer_ray.stepping import overflow
 
 EVALUATION_BATCH = 500
+# Who has to leave during an evaluation is heard after it, which may be too late: no more than this is lost then.
+LOST_SECONDS = 10.0
 
 WriteCheckpoint = Callable[[Path], None]
 
@@ -109,7 +111,7 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
     config, mesh, epoch = peer.config, peer.mesh, progress.epoch
     meters = Meters(progress.sums)
     clock = Clock(already=progress.epoch_seconds)
-    steps = 0
+    steps, last_step = 0, peer.order.steps_per_epoch
     peer.exchange.reset_cost()
     peer.forward.train()
     for batch in train_batches(
@@ -122,19 +124,21 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
         first_step=progress.step,
         pin_memory=peer.device.type == "cuda",
     ):
-        due = 0 < config.run.checkpoint_seconds <= clock.since_checkpoint()
+        before_evaluation = batch.step + 1 == last_step and evaluates(peer, epoch)
+        seconds = config.run.checkpoint_seconds
+        due = 0 < (min(seconds, LOST_SECONDS) if before_evaluation else seconds) <= clock.since_checkpoint()
         wish = Control(step=progress.total_steps, wish_checkpoint=due, wish_stop=session.told_to_stop())
         flags = learn(peer, batch, epoch, meters, wish)
         progress.step, progress.total_steps = batch.step + 1, progress.total_steps + 1
         steps += 1
-        session.stepped(epoch + 1, progress.step, peer.order.steps_per_epoch)
+        session.stepped(epoch + 1, progress.step, last_step)
         progress.skipped_steps += bool(flags.nonfinite)
         progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if flags.nonfinite else 0
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             skipped = progress.skipped_in_a_row
             raise diverged(skipped, progress.total_steps - skipped, flags.culprit, config.peers)
-        # After an epoch's last step the next checkpoint is near, but for somebody who can't wait for the evaluation.
-        if flags.wish_stop or (flags.wish_checkpoint and progress.step < peer.order.steps_per_epoch):
+        # After an epoch's last step the next checkpoint is near, unless an evaluation comes first.
+        if flags.wish_stop or (flags.wish_checkpoint and (progress.step < last_step or before_evaluation)):
             progress.sums, progress.epoch_seconds = meters.shared(mesh.replica_group, peer.device), clock.seconds()
             name = checkpoint_name(epoch, progress.step)
             told = {"event": "checkpoint", "skipped_in_a_row": progress.skipped_in_a_row}
@@ -143,11 +147,11 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
             if flags.wish_stop:
                 return True
 
-    if progress.step != peer.order.steps_per_epoch:
+    if progress.step != last_step:
         # Others would wait in the exchange for a rank that waits in the evaluation.
         raise PeersDrifted(
             f"peer {mesh.peer} ({config.peers[mesh.peer]}), replica {mesh.replica}, ran out of batches after step "
-            f"{progress.step} of {peer.order.steps_per_epoch} of epoch {epoch + 1}"
+            f"{progress.step} of {last_step} of epoch {epoch + 1}"
         )
     train_seconds, all_train_seconds = clock.since_start(), clock.seconds()
     scores, test = evaluate_epoch(peer, epoch)
@@ -310,6 +314,16 @@ def checkpoint_writer(peer: Peer, progress: Progress) -> WriteCheckpoint | None:
     ).write
 
 
+def watched(config: TrainConfig, epoch: int) -> bool:
+    """Whether scores are due after ``epoch``, from 0."""
+    return epoch + 1 == config.epochs or (epoch + 1) % config.evaluate_every == 0
+
+
+def evaluates(peer: Peer, epoch: int) -> bool:
+    """Whether images are looked at after ``epoch``, from 0: for scores, or to share out a teacher."""
+    return watched(peer.config, epoch) or isinstance(peer.distiller, GeneralTeacher)
+
+
 def evaluate_epoch(peer: Peer, epoch: int) -> tuple[Evaluation | None, Evaluation | None]:
     """Scores on the split that is watched, when due, and on the test set, after the last epoch."""
 
@@ -326,9 +340,8 @@ def evaluate_epoch(peer: Peer, epoch: int) -> tuple[Evaluation | None, Evaluatio
         )
 
     mesh, teacher = peer.mesh, peer.distiller
-    last = epoch + 1 == peer.config.epochs
-    due = last or (epoch + 1) % peer.config.evaluate_every == 0
-    if not (due or isinstance(teacher, GeneralTeacher)):
+    last, due = epoch + 1 == peer.config.epochs, watched(peer.config, epoch)
+    if not evaluates(peer, epoch):
         return None, None
     share_buffers(peer.network, mesh)
     if peer.splits.validation is None:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
+from metamixer_ray import worker
 from metamixer_ray.checkpoint import read_peer
 from metamixer_ray.config import TrainConfig
 from metamixer_ray.data import load_splits, normalise, train_batches
@@ -242,6 +244,29 @@ def test_interrupted_inside_an_epoch_equals_uninterrupted(
                 assert one["scores"] == two["scores"]
                 for name, value in one["train"].items():
                     assert value == pytest.approx(two["train"][name], rel=1e-6)
+
+
+def learn_and_lose(seconds: float, *args: Any) -> Outcome:
+    """The job of a rank of which an evaluation may cost so much."""
+    with patch.object(worker, "LOST_SECONDS", seconds):
+        return learn_together(*args)
+
+
+def test_what_was_learnt_is_kept_before_an_evaluation(pool: Pool, small: Make, tmp_path: Path) -> None:
+    config = small(epochs=4, evaluate_every=2, checkpoint_seconds=1e8)
+    ends = {f"checkpoint-epoch{epoch:04d}" for epoch in (1, 2, 3, 4)}
+    little, whole, parts = (tmp_path / name for name in ("little", "whole", "parts"))
+    pool.run(2, learn_and_lose, 1e8, config, little)
+    assert {path.name for path in little.glob("checkpoint-*")} == ends
+    through = pool.run(2, learn_and_lose, 1e-9, config, whole)
+    steps = through[0].epochs[0]["step"]
+    before = [f"checkpoint-epoch{epoch:04d}-step{steps:06d}" for epoch in (1, 3)]
+    assert {path.name for path in whole.glob("checkpoint-*")} == ends | set(before)
+    # Killed while it evaluates, it takes no step again.
+    pool.run(2, learn_and_lose, 1e-9, config, parts, None, before[1])
+    after = pool.run(2, learn_together, config, parts, before[1])
+    assert [len(outcome.targets) for outcome in after] == [0, 0]
+    assert [outcome.epochs for outcome in after] == [outcome.epochs for outcome in through]
 
 
 def test_a_resumed_training_of_replicas_reports_all_epochs_again_as_they_were(
