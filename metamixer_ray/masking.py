@@ -10,9 +10,8 @@ _NO_PORT = r":(?!\d+(?:[/?#\s:,;.)'\"\]]|$))"
 # After the scheme: user and password. A password may hold anything, blanks and @ too, and a user an @, as in
 # postgresql://admin@server:password@server.example/db. In prose more may be masked than was secret.
 _PASSWORDS = (
-    re.compile(rf"(?<=://)[^\s:/@]{{0,200}}{_NO_PORT}(?=\S)[^\n]{{0,2000}}@"),
+    re.compile(rf"(?<=://)[^\s:/]{{0,200}}{_NO_PORT}(?=\S)[^\n]{{0,2000}}@"),
     re.compile(r"(?<=://)[^\s:/@]{0,200}:\S{0,2000}@"),
-    re.compile(rf"(?<=://)[^\s:/]{{0,200}}{_NO_PORT}\S{{0,2000}}@"),
     # Of a database nothing but where it is.
     re.compile(r"((?:postgres|mysql|mariadb|mssql|oracle|sqlserver)[a-z\d_+]{0,50}://)[^\n]{0,2000}@", re.IGNORECASE),
 )
