@@ -64,7 +64,7 @@ def compare(config: CompareConfig, board: Board | None = None) -> dict[str, Any]
             batch_order(chosen, part_of(chosen, splits, peer=0))
         except UserError as error:
             raise ConfigError(f"--methods: {method.name}: {error}") from None
-    protocol = facts_of(config)
+    protocol = facts_of(config, splits.fingerprint)
     sweep = open_sweep(COMPARISON, training, protocol, "-".join(training.peers))
     connect(training.placement, verbose=training.run.verbose)
     check_shared(training)

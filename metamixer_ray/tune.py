@@ -78,7 +78,7 @@ def tune(config: SweepConfig, board: Board | None = None) -> dict[str, Any]:
     points, samples = fixed_points(config, space)
     splits = load_splits(config.training.dataset, processes=os.cpu_count() or 1)
     build_peers(config.training, classes=len(splits.classes), image_size=splits.train.image_size)
-    training, facts = config.training, facts_of(config)
+    training, facts = config.training, facts_of(config, splits.fingerprint)
     part = part_of(training, splits, peer=0)
     batch_order(training, part)
     sweep = open_sweep(SWEEP, training, facts, spaces_text(config))

@@ -11,7 +11,7 @@ import yaml
 from metamixer_ray.claiming import claimed
 from metamixer_ray.config import TrainConfig, completed, flag, flatten, identity
 from metamixer_ray.data import NAMED_SOURCES
-from metamixer_ray.errors import ConfigError
+from metamixer_ray.errors import ConfigError, DataError
 from metamixer_ray.folder import RunFolder
 from metamixer_ray.masking import masked_uri
 from metamixer_ray.runs import storage_of
@@ -20,6 +20,7 @@ from metamixer_ray.sweeps.config import DEFAULT_VALIDATION, SweepConfig
 
 SUMMARY, BEST, SPACE = "summary.json", "best.yaml", "space.txt"
 TRIALS, CONFIRM, REFIT = "trials", "confirm", "refit"
+IMAGES = "data_fingerprint"
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,12 @@ def open_sweep(kind: Kind, training: TrainConfig, facts: Mapping[str, Any], subj
     Nothing is written, see :func:`create_sweep`.
 
     Args:
-        facts: all its options, flat and plain.
+        facts: all its options, flat and plain, see :func:`facts_of`.
         subject: what it is about, for the name of one that is given none.
 
     Raises:
         ConfigError: a name that is taken, nothing to resume, or options that differ from those it has.
+        DataError: its images have changed.
     """
     storage, run = storage_of(training), training.run
     new = storage.inside(run.name or default_name(kind, training, subject))
@@ -92,11 +94,18 @@ def open_sweep(kind: Kind, training: TrainConfig, facts: Mapping[str, Any], subj
     for name in names:
         folder = storage.inside(name)
         theirs = _facts_of(kind, folder)
+        # Those of the first versions don't tell of their images.
+        theirs = {IMAGES: facts[IMAGES], **theirs} if theirs else theirs
         different = [key for key, value in facts.items() if key not in kind.free and theirs.get(key) != value]
         if theirs and not different and (run.name is not None or not folder.exists(SUMMARY)):
             return Sweep(kind, folder, str(theirs.get("key", folder.name)))
         if theirs and run.name is not None:
             key = different[0]
+            if key == IMAGES:
+                raise DataError(
+                    f"--data: the images have changed since {kind.noun} {name!r} was started ({folder}); put back "
+                    "those that were there then, or choose another --name"
+                )
             raise ConfigError(
                 f"--resume: {flag(key)} is {facts[key]!r} but {kind.noun} {name!r} has {theirs.get(key)!r}; "
                 "give the same options, or another --name"
@@ -139,10 +148,10 @@ def default_name(kind: Kind, training: TrainConfig, subject: str) -> str:
     return f"{kept[:100]}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def facts_of(config: Any) -> dict[str, Any]:
+def facts_of(config: Any, images: str) -> dict[str, Any]:
     """All options of a sweep or a comparison, flat and plain; of its ``training`` what decides the weights, and its
-    epochs."""
+    epochs; and the fingerprint of its ``images``."""
     own = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "training"}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
     flat = flatten(config.training)
-    return {**plain, **identity(config.training), "evaluate_every": flat["evaluate_every"]}
+    return {**plain, **identity(config.training), "evaluate_every": flat["evaluate_every"], IMAGES: images}

@@ -34,7 +34,7 @@ def begin_run(config: TrainConfig, meet: Callable[[], Any]) -> str:
 
 
 def begin_sweep(config: TrainConfig, meet: Callable[[], Any]) -> str:
-    facts = facts_of(SweepConfig(training=config))
+    facts = facts_of(SweepConfig(training=config), "images")
     sweep = open_sweep(SWEEP, config, facts, "race")
     meet()
     create_sweep(sweep, facts)

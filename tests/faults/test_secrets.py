@@ -57,6 +57,7 @@ def test_a_file_of_settings_holds_no_key_and_asks_for_it() -> None:
         "s3://KEY:HID DEN@bucket/x",
         "--tracking-uri https://u:HID DEN@h/x is refused, see 'http://c:5000/a'",
         "https://u:HID@ss DEN@h",
+        "https://someone@corp.example:HID DEN@h",
         "postgresql+psycopg://mlflow:2024 HIDDEN@db/mlflow",
         "postgresql://mlflow:it's HIDDEN@db/mlflow",
     ],
@@ -129,7 +130,7 @@ def test_a_run_is_resumed_with_the_keys_given_again(tmp_path: Path) -> None:
 
 def test_a_sweep_keeps_no_key(tmp_path: Path) -> None:
     config = placed(storage=str(tmp_path), name="one")
-    facts = facts_of(SweepConfig(training=config))
+    facts = facts_of(SweepConfig(training=config), "images")
     create_sweep(open_sweep(SWEEP, config, facts, "x"), facts)
     assert "HIDDEN" not in (tmp_path / "one" / "sweep.yaml").read_text()
 

@@ -8,10 +8,10 @@ import yaml
 from ray.tune.schedulers import TrialScheduler
 
 from metamixer_ray.config import RunConfig, TrainConfig, from_settings, to_yaml, with_settings
-from metamixer_ray.errors import ConfigError
+from metamixer_ray.errors import ConfigError, DataError
 from metamixer_ray.sweeps.config import SchedulerName, SweepConfig
 from metamixer_ray.sweeps.ledger import Trial
-from metamixer_ray.sweeps.opening import SWEEP, Sweep, create_sweep, facts_of, for_trials, open_sweep
+from metamixer_ray.sweeps.opening import IMAGES, SWEEP, Sweep, create_sweep, facts_of, for_trials, open_sweep
 from metamixer_ray.sweeps.schedulers import build_scheduler
 from metamixer_ray.tune import best_config, fixed_points, for_testing, read_point
 from tests.sweeps.test_spaces import conditional
@@ -58,17 +58,22 @@ def test_the_best_settings_can_be_trained_and_tested_whatever_the_trials_did() -
 
 def test_a_sweep_from_before_an_option_is_resumed(tmp_path: Path) -> None:
     config = SweepConfig(training=from_settings({"name": "old", "storage": str(tmp_path)}))
-    facts = facts_of(config)
+    facts = facts_of(config, "images")
     sweep = open_sweep(SWEEP, config.training, facts, "anything")
-    create_sweep(sweep, {name: value for name, value in facts.items() if name != "stale_steps"})
+    create_sweep(sweep, {name: value for name, value in facts.items() if name not in ("stale_steps", IMAGES)})
 
-    def resumed(**settings: object) -> Sweep:
+    def resumed(images: str = "images", **settings: object) -> Sweep:
         again = with_settings(config.training, {"resume": True, **settings})
-        return open_sweep(SWEEP, again, facts_of(SweepConfig(training=again)), "anything")
+        return open_sweep(SWEEP, again, facts_of(SweepConfig(training=again), images), "anything")
 
     assert resumed().key == sweep.key
     with pytest.raises(ConfigError, match=r"--stale-steps is 7 but sweep 'old' has 50"):
         resumed(stale_steps=7)
+    assert resumed("others").key == sweep.key
+    create_sweep(sweep, facts)
+    assert resumed().key == sweep.key
+    with pytest.raises(DataError, match=r"--data: the images have changed since sweep 'old' was started"):
+        resumed("others")
 
 
 @pytest.mark.parametrize("asked", [0.0, 0.2])
