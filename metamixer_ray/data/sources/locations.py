@@ -99,8 +99,8 @@ def find_parquet(location: str, *, flag: str) -> list[RemoteFile]:
         raise
     except Exception as error:  # every file system raises its own kinds
         raise (Unreachable if isinstance(error, OSError) else DataError)(
-            f"{flag} {location}: cannot be reached ({_short(error)}); check the address, the network and "
-            "this node's credentials"
+            f"{flag} {location}: cannot be reached ({type(error).__name__}: {in_short(error)}); check the address, the "
+            "network and this node's credentials"
         ) from error
     prefix = location.split("://", 1)[0] + "://" if remote else ""
     files = []
@@ -136,9 +136,10 @@ def _matches(path: str, pattern: str) -> bool:
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
-def _short(error: Exception) -> str:
+def in_short(error: BaseException) -> str:
+    """What an exception says, on one line of at most 300 characters."""
     # Of a secret that was cut it couldn't be told any more that it is one.
-    return f"{type(error).__name__}: {masked(' '.join(str(error).split()))[:300]}"
+    return masked(" ".join(str(error).split()))[:300]
 
 
 def split_of(inner: str) -> str | None:

@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Any, TypeVar
 
 from metamixer_ray.data.sources.base import CHUNK_ROWS, Chunk, Part, Source, Split
-from metamixer_ray.data.sources.locations import RemoteFile, scored_files, train_and_test
+from metamixer_ray.data.sources.locations import RemoteFile, in_short, scored_files, train_and_test
 from metamixer_ray.errors import ConfigError, DataError, Unreachable
 from metamixer_ray.patience import persistently
 
@@ -321,10 +321,8 @@ class reading:  # noqa: N801 - reads as a word in the with statement
         try:
             self.file.check_unchanged()
         except OSError as silent:
-            raise Unreachable(
-                f"{self.file.shown}: cannot be reached ({' '.join(str(silent).split())[:300]})"
-            ) from error
-        reason = "it is empty (0 bytes)" if self.file.size == 0 else " ".join(str(error).split())[:300]
+            raise Unreachable(f"{self.file.shown}: cannot be reached ({in_short(silent)})") from error
+        reason = "it is empty (0 bytes)" if self.file.size == 0 else in_short(error)
         raise DataError(
             f"{self.file.shown}: not a whole Parquet file or not readable: {reason}. Fetch or write the file again"
         ) from error
