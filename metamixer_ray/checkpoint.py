@@ -7,6 +7,7 @@ A checkpoint folder holds, per peer, ``peer0.pt`` (tensors and numbers only, loa
 import errno
 import hashlib
 import json
+import math
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,8 @@ class Progress:
     """Running sums of the epoch's metrics."""
     reports: list[str] = field(default_factory=list)
     """What this peer reported at the end of each finished epoch, as JSON: text costs nothing to copy."""
+    evaluation_seconds: float = math.inf
+    """What the last evaluation took; before the first nobody knows."""
     attempt: str = ""
     """Which start of the workers this is, the same for all ranks: what two of them wrote is not one checkpoint."""
 

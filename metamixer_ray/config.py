@@ -79,7 +79,8 @@ class RunConfig:
     resume_or_start: bool = False
     """The same where there is such a run, else start it: for a command that a scheduler repeats after a failure."""
     checkpoint_seconds: float = 300.0
-    """Also checkpoint inside an epoch when so many seconds have passed since the last one; 0: at epoch ends only."""
+    """Also checkpoint inside an epoch when so many seconds have passed since the last one, and before an evaluation of
+    more than a few seconds; 0: at epoch ends only."""
     keep_checkpoints: int = 2
     """How many of the latest checkpoints are kept."""
     storage_patience: float = 1800.0

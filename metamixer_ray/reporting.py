@@ -21,7 +21,7 @@ from metamixer_ray.deaths import cause_of, tells_of_a_death
 from metamixer_ray.departure import LeavingGroup
 from metamixer_ray.errors import ConfigError, DataError, StorageFailed, TornCheckpoint, Unreachable, UserError
 from metamixer_ray.flags import Diverged
-from metamixer_ray.folder import RunFolder, checkpoint_names
+from metamixer_ray.folder import RunFolder, checkpoint_name, checkpoint_names
 from metamixer_ray.masking import masked_uri
 from metamixer_ray.patience import persistently, what_helps
 from metamixer_ray.tracking import Journal
@@ -42,6 +42,11 @@ SIGHT_SECONDS = 30.0
 def peer_names(peers: Sequence[str]) -> list[str]:
     """Names that tell equal networks apart: ``peer0-resnet14``."""
     return [f"peer{i}-{name}" for i, name in enumerate(peers)]
+
+
+def before_evaluation(report: Mapping[str, Any]) -> str:
+    """The checkpoint that an epoch may have had before its evaluation, from its report."""
+    return checkpoint_name(report["epoch"] - 1, report["step"] // report["epoch"])
 
 
 def assemble_row(reports: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> dict[str, Any]:
@@ -138,15 +143,17 @@ class EpochReporter(ray.train.UserCallback):
             # Never more rows than there are epochs in a checkpoint: a restart might have to train them again.
             self._record()
         if name is not None:
-            self._take(name, whole=whole, amid_skipped=any(told["skipped_in_a_row"] for told in metrics))
+            skipped = any(told["skipped_in_a_row"] for told in metrics)
+            same = before_evaluation(metrics[0]) if event == "epoch" else None
+            self._take(name, whole=whole, amid_skipped=skipped, same=same)
         if whole and event == "checkpoint" and any(told["leaving"] for told in metrics):
             LeavingGroup.leaving = True
 
-    def _take(self, name: str, *, whole: bool, amid_skipped: bool) -> None:
+    def _take(self, name: str, *, whole: bool, amid_skipped: bool, same: str | None) -> None:
         """Delete the checkpoints that are older than the ``keep`` latest up to ``name``, and what a killed attempt left
         of one; or ``name`` itself, where a rank could not write its part. Those that were written amid skipped steps
-        may be spoilt: they displace no others, and go with the next that wasn't. What can't be deleted for now is
-        passed over, and is older next time."""
+        may be spoilt: they displace no others, and go with the next that wasn't; so does ``same``, which has
+        the weights of ``name``. What can't be deleted for now is passed over, and is older next time."""
         if whole:
             self._whole[name] = amid_skipped
             self._last = f"the last whole checkpoint is {name}"
@@ -160,7 +167,7 @@ class EpochReporter(ray.train.UserCallback):
                 return
             before = [old for old in checkpoint_names(folder, until=name) if old != name]
             older = checkpoint_names(folder, until=self._restored) if self._restored else []
-            kept = [old for old in before if self._counts(folder, old, older)][: self.keep - 1]
+            kept = [old for old in before if old != same and self._counts(folder, old, older)][: self.keep - 1]
             for old in before:
                 if old not in kept:
                     folder.remove_folder(old)
@@ -200,7 +207,7 @@ class EpochReporter(ray.train.UserCallback):
         """See :func:`learnt_until`; None also where a part of it is torn or missing, or isn't of the others' step."""
         try:
             steps = set(self._steps(folder, name))
-        except TornCheckpoint:
+        except (TornCheckpoint, DataError):
             return None
         return steps.pop() if len(steps) == 1 else None
 

@@ -52,8 +52,9 @@ from metamixer_ray.restoring import Checkpoints, checkpoint_identity, restore
 from metamixer_ray.stepping import overflow
 
 EVALUATION_BATCH = 500
-# Who has to leave during an evaluation is heard after it, which may be too late: no more than this is lost then.
-LOST_SECONDS = 10.0
+# Who has to leave during an evaluation is heard after it, which may be too late if that is long: little more than
+# LOST_SECONDS of training are lost then.
+SHORT_EVALUATION, LOST_SECONDS = 5.0, 10.0
 
 WriteCheckpoint = Callable[[Path], None]
 
@@ -126,7 +127,9 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
     ):
         before_evaluation = batch.step + 1 == last_step and evaluates(peer, epoch)
         seconds = config.run.checkpoint_seconds
-        due = 0 < (min(seconds, LOST_SECONDS) if before_evaluation else seconds) <= clock.since_checkpoint()
+        if before_evaluation and progress.evaluation_seconds > SHORT_EVALUATION:
+            seconds = min(seconds, LOST_SECONDS)
+        due = 0 < seconds <= clock.since_checkpoint()
         wish = Control(step=progress.total_steps, wish_checkpoint=due, wish_stop=session.told_to_stop())
         flags = learn(peer, batch, epoch, meters, wish)
         progress.step, progress.total_steps = batch.step + 1, progress.total_steps + 1
@@ -155,6 +158,8 @@ def train_epoch(peer: Peer, progress: Progress, session: Session) -> bool:
         )
     train_seconds, all_train_seconds = clock.since_start(), clock.seconds()
     scores, test = evaluate_epoch(peer, epoch)
+    if evaluates(peer, epoch):
+        progress.evaluation_seconds = clock.since_start() - train_seconds
     progress.elapsed += clock.seconds()
     cost = peer.exchange.cost()
     report = {

@@ -1,9 +1,9 @@
 """When workers that fail again and again are given up."""
 
 import json
-import os
 import pickle
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -155,6 +155,51 @@ def test_what_an_earlier_attempt_left_later_on_is_no_better(reporter: EpochRepor
     assert kept(Path(reporter.folder_uri)) == ["checkpoint-epoch0020"]
 
 
+def test_a_checkpoint_before_an_evaluation_displaces_no_other(reporter: EpochReporter) -> None:
+    """It has the weights of the one after it, and where those are spoilt, both are."""
+    folder, steps = Path(reporter.folder_uri), 100
+
+    def take(event: str, epoch: int, name: str, learnt: int) -> None:
+        (folder / name).mkdir(parents=True)
+        for peer in range(2):
+            weights, manifest = peer_files(peer)
+            (folder / name / weights).write_bytes(b"weights")
+            said = {"format": 2, "peer": peer, "sha256": "", "identity": {}}
+            (folder / name / manifest).write_text(json.dumps({**said, "total_steps": learnt, "skipped_in_a_row": 0}))
+        report = {"event": event, "checkpoint": name, "leaving": False, "skipped_in_a_row": 0, "split": "test"}
+        numbers = {"epoch": epoch, "step": learnt, "seconds": 1.0, "elapsed": 1.0, "images_per_second": 1.0}
+        nothing = {"scores": None, "test": None, "exchange": {}, "skipped_steps": 0, "replica": 0, "train": {"loss": 1}}
+        reporter.after_report(None, [{**report, **numbers, **nothing, "peer": peer} for peer in range(2)], None)
+
+    for epoch in (1, 2, 3):
+        take("checkpoint", epoch, f"checkpoint-epoch{epoch - 1:04d}-step{steps:06d}", steps * epoch)
+        take("epoch", epoch, f"checkpoint-epoch{epoch:04d}", steps * epoch)
+    assert kept(folder) == ["checkpoint-epoch0002", "checkpoint-epoch0003"]
+    # Amid the fourth evaluation, a restart.
+    take("checkpoint", 4, f"checkpoint-epoch0003-step{steps:06d}", 4 * steps)
+    restored = {
+        "event": "restored",
+        "warnings": [],
+        "reports": [],
+        "checkpoint": f"checkpoint-epoch0003-step{steps:06d}",
+    }
+    reporter.after_report(None, [restored] * 2, None)
+    take("epoch", 4, "checkpoint-epoch0004", 4 * steps)
+    assert kept(folder) == ["checkpoint-epoch0003", "checkpoint-epoch0004"]
+    assert diverge(reporter, 4 * steps) == "the last good checkpoint is checkpoint-epoch0003"
+    assert kept(folder) == ["checkpoint-epoch0003"]
+
+
+def test_what_is_no_manifest_spoils_no_other_checkpoint(reporter: EpochReporter) -> None:
+    for steps in (10, 20):
+        written(reporter, steps, 0, 0)
+    manifest = Path(reporter.folder_uri) / "checkpoint-epoch0020" / peer_files(0)[1]
+    manifest.unlink()
+    manifest.mkdir()
+    assert diverge(reporter, 25) == "the last good checkpoint is checkpoint-epoch0010"
+    assert kept(Path(reporter.folder_uri)) == ["checkpoint-epoch0010"]
+
+
 @pytest.mark.parametrize("skipped", [4, 0])
 def test_nothing_is_deleted_where_nothing_better_is_left(reporter: EpochReporter, skipped: int) -> None:
     written(reporter, 20, skipped, skipped)
@@ -164,9 +209,9 @@ def test_nothing_is_deleted_where_nothing_better_is_left(reporter: EpochReporter
 
 def test_divergence_is_told_also_where_checkpoints_cannot_be_looked_at(reporter: EpochReporter) -> None:
     written(reporter, 20, 0, 0)
-    manifest = Path(reporter.folder_uri) / "checkpoint-epoch0020" / peer_files(0)[1]
-    manifest.unlink()
-    os.mkfifo(manifest)
+    folder = Path(reporter.folder_uri)
+    shutil.rmtree(folder)
+    folder.touch()
     assert diverge(reporter, 25) == (
         "the last whole checkpoint is checkpoint-epoch0020; what was written after 25 steps or later may be spoilt"
     )

@@ -101,7 +101,7 @@ def test_rows_are_never_torn(disk: Disk) -> None:
 
 def epoch_report(epoch: int) -> list[dict[str, Any]]:
     """What the only worker reports of an epoch."""
-    numbers = {"seconds": 1.0, "elapsed": 1.0, "images_per_second": 1.0, "step": 1, "skipped_steps": 0}
+    numbers = {"seconds": 1.0, "elapsed": 1.0, "images_per_second": 1.0, "step": epoch, "skipped_steps": 0}
     report = {"event": "epoch", "epoch": epoch, "peer": 0, "replica": 0, "split": "test", "train": {"loss": 1.0}}
     report |= {"checkpoint": None, "leaving": False, "skipped_in_a_row": 0}
     return [{**report, **numbers, "scores": None, "test": None, "exchange": {}}]

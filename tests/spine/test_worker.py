@@ -248,7 +248,7 @@ def test_interrupted_inside_an_epoch_equals_uninterrupted(
 
 def learn_and_lose(seconds: float, *args: Any) -> Outcome:
     """The job of a rank of which an evaluation may cost so much."""
-    with patch.object(worker, "LOST_SECONDS", seconds):
+    with patch.multiple(worker, LOST_SECONDS=seconds, SHORT_EVALUATION=-1.0):
         return learn_together(*args)
 
 
