@@ -42,7 +42,11 @@ class Checkpoints(Protocol):
         """How many epochs are on record: there were that many whole checkpoints at least."""
 
     def fetch(self, name: str, peers: Sequence[int]) -> Path:
-        """A local folder with the files of ``peers`` of one of them, as far as they are there."""
+        """A local folder with the files of ``peers`` of one of them, as far as they are there.
+
+        Raises:
+            OSError: storage doesn't give them for now.
+        """
 
 
 def checkpoint_identity(config: TrainConfig, splits: Splits) -> dict[str, Any]:
@@ -102,10 +106,9 @@ def _newest_whole(peer: Peer, kept: Checkpoints, names: Sequence[str]) -> tuple[
         CheckpointError: it belongs to another configuration or version.
         OSError: on all ranks, when none is left, and storage doesn't give one that may be whole.
     """
-    mesh, passed_over, unreadable = peer.mesh, list[str](), list[str]()
+    passed_over, unreadable = list[str](), list[str]()
     for name in names:
-        peers = [mesh.peer] if peer.stale is None else list(range(mesh.peers))
-        part, problem = _read(peer, kept.fetch(name, peers))
+        part, problem = _read(peer, kept, name)
         # A checkpoint is whole only where all peers find theirs.
         torn = problem is None or isinstance(problem, TornCheckpoint)
         later = isinstance(problem, UnreadableCheckpoint)
@@ -126,11 +129,12 @@ def _newest_whole(peer: Peer, kept: Checkpoints, names: Sequence[str]) -> tuple[
     return _Part(), None, passed_over
 
 
-def _read(peer: Peer, folder: Path) -> tuple[_Part, CheckpointError | None]:
-    """This peer's part of the checkpoint in a folder, and what is wrong with it."""
+def _read(peer: Peer, kept: Checkpoints, name: str) -> tuple[_Part, CheckpointError | None]:
+    """This peer's part of a checkpoint, and what is wrong with it."""
     mesh, identified = peer.mesh, checkpoint_identity(peer.config, peer.splits)
 
     def read() -> _Part:
+        folder = kept.fetch(name, [mesh.peer] if peer.stale is None else list(range(mesh.peers)))
         saved = read_peer(folder, mesh.peer, identified)
         return _Part(saved, {} if peer.stale is None else read_told(folder, mesh.peers, identified))
 

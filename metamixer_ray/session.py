@@ -64,7 +64,7 @@ class RaySession:
     def __init__(self, folder: RunFolder, ticker: Ticker, storage: "Storage") -> None:
         self._folder, self._storage = folder, storage
         self._uploads = Uploads(str(folder), storage.patience, storage.trouble)
-        self._fetched = ExitStack()
+        self._fetched, self._scratch = ExitStack(), ""
         self._ticker = ticker if dist.get_rank() == 0 else None
         self._courier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="courier")
         self._under_way: Future[None] | None = None
@@ -83,8 +83,9 @@ class RaySession:
         wanted = [file for peer in peers for file in peer_files(peer)]
         if self._folder.local is not None:
             return self._folder.local / name
-        scratch = self._fetched.enter_context(tempfile.TemporaryDirectory(prefix="metamixer_ray-"))
-        return self._read(lambda: self._folder.fetch(name, Path(scratch) / name, wanted))
+        if not self._scratch:
+            self._scratch = self._fetched.enter_context(tempfile.TemporaryDirectory(prefix="metamixer_ray-"))
+        return self._folder.fetch(name, Path(self._scratch) / name, wanted)
 
     def _read(self, work: Callable[[], T]) -> T:
         return self._storage.read(work, f"checkpoints in {self._folder}")
@@ -92,6 +93,7 @@ class RaySession:
     def report(self, metrics: dict[str, Any], write: WriteCheckpoint | None, name: str | None) -> None:
         # What was fetched has long been read. Most workers are killed, and would leave it behind.
         self._fetched.close()
+        self._scratch = ""
         # Training goes on while files are written and uploaded; a storage slower than the checkpoints come holds
         # it up here, rather than let them pile up in memory. One that fails doesn't.
         upload = self._uploads.begin()

@@ -128,7 +128,9 @@ def open_trained(folder: RunFolder, options: RunOptions | None = None) -> Traine
             f"{', '.join(facts.classes)[:200]}: give data with the same classes in the same order"
         )
     networks = build_peers(config, classes=len(facts.classes), image_size=facts.image_size)
-    for problem in load_trained(networks, folder, None):
+    with folder.to_be_read():
+        problems = load_trained(networks, folder, None)
+    for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)
     # What a sweep's trial must not see is not shown here either.
     images = splits.test if other else splits.watched(tested=config.test)

@@ -5,7 +5,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from metamixer_ray.restoring import newest_checkpoint
 from metamixer_ray.runs import Run, read_config
 from metamixer_ray.tracking import Console
 from metamixer_ray.trained import open_trained
+from tests.spine import training
 from tests.spine.pool import Pool
 from tests.spine.run_folder import make_run
 from tests.spine.test_worker import identical, weights
@@ -160,6 +161,40 @@ def test_one_that_two_starts_wrote_is_passed_over(
 def test_what_reads_a_run_passes_it_over_too(mixed: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="peers' files were written before and after a restart"):
         newest_checkpoint(RunFolder(str(mixed)), 2, tmp_path / "scratch")
+
+
+class FarAway(FolderSession):
+    """A session over a store that doesn't give one of the checkpoints, and what was asked of it."""
+
+    gone, asked = "", list[str]()
+
+    def fetch(self, name: str, peers: Sequence[int]) -> Path:
+        self.asked.append(name)
+        if name == self.gone:
+            raise OSError("no answer")
+        return super().fetch(name, peers)
+
+
+def learn_far_away(gone: str, config: TrainConfig, folder: Path, names: list[str]) -> tuple[Outcome, list[str]]:
+    """The job of one rank: :func:`learn_together`, where the last rank is not given a checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(restoring, "BRIEF_PATIENCE", 0.0)
+        patch.setattr(FarAway, "gone", gone if dist.get_rank() == 1 else "")
+        patch.setattr(FarAway, "asked", [])
+        patch.setattr(training, "FolderSession", FarAway)
+        return learn_together(config, folder, names, recorded=1), FarAway.asked
+
+
+def test_one_that_cannot_be_fetched_is_passed_over_for_an_older_one(
+    pool: Pool, config: TrainConfig, whole: Path, tmp_path: Path
+) -> None:
+    names = checkpoint_names(RunFolder(str(whole)))[2:4]
+    for name in names:
+        shutil.copytree(whole / name, tmp_path / name)
+    for outcome, asked in pool.run(2, learn_far_away, names[0], config, tmp_path, names):
+        assert (outcome.ended, asked) == ("finished", names)
+        (told,) = outcome.reports[0]["warnings"]
+        assert told == f"{names[0]} is not whole: it can't be read (no answer); going on from {names[1]}"
 
 
 class BadDisk:
