@@ -2,6 +2,8 @@ import contextlib
 import io
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import TextIO
@@ -206,6 +208,26 @@ def test_a_training_goes_on_where_nobody_can_be_told(broken: TextIO) -> None:
     # As it was throughout.
     with pytest.raises(OSError):
         print("anything", file=broken, flush=True)
+
+
+@pytest.mark.parametrize(("raised", "status"), [("", 0), ("raise ConfigError('no such thing')", 2)])
+def test_a_log_that_takes_nothing_leaves_the_exit_status_alone(raised: str, status: int) -> None:
+    program = f"""
+import sys
+from metamixer_ray.cli import run_command
+from metamixer_ray.errors import ConfigError
+from metamixer_ray.tracking import Console
+
+def body(words):
+    Console().warn("the disk is full")
+    {raised}
+
+sys.exit(run_command(body, []))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=full, env=environment)
+    assert ended.returncode == status
 
 
 def test_verbose_adds_losses_and_exchange() -> None:
