@@ -67,6 +67,8 @@ def connect(placement: PlacementConfig, *, verbose: bool = False) -> None:
                 logging_level=logging.INFO if verbose else logging.ERROR,
             )
     except PermissionError as error:
+        if address:
+            raise
         raise ConfigError(
             f"Ray can't be started ({error}); where it is its folder for sessions, which may be another user's, set "
             "$RAY_TMPDIR to a folder of yours with a short path"

@@ -75,6 +75,9 @@ class _Brief(reprlib.Repr):
     def repr_str(self, x: str, level: int) -> str:
         return super().repr_str(masked(x), level)
 
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return self.repr_str(x.decode(errors="replace"), level)
+
 
 def brief(value: object) -> str:
     """``value`` for a message: cut, since what a file holds can be endless (ten lines of YAML make a billion words)."""

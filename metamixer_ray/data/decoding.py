@@ -222,7 +222,7 @@ def decode_all(
         for chunk in chunks:
             yield from decode_pieces(chunk, size)
         return
-    fitting = CHUNK_ROWS
+    fitting = CHUNK_ROWS if size is None else min(CHUNK_ROWS, max(1, PIECE_BYTES // (3 * size**2)))
 
     def jobs() -> Iterator[Chunk]:
         for chunk in chunks:

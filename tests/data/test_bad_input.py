@@ -1,6 +1,9 @@
+import errno
 import logging
+import os
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,8 @@ import pytest
 from PIL import Image
 
 from metamixer_ray.data import DataConfig, Splits
-from metamixer_ray.errors import ConfigError, DataError, UserError
+from metamixer_ray.errors import ConfigError, DataError, Unreachable, UserError
+from metamixer_ray.patience import persistently
 from tests.data.drawing import drawn_set, encoded, picture, pixels, write_parquet
 
 Load = Callable[..., Splits]
@@ -45,11 +49,35 @@ ROWS = [
 
 @pytest.mark.parametrize("data", ["x" * 300, f"/{'x' * 300}/*", f"{'x' * 300}.parquet", "~nobody-of-this-name/images"])
 def test_images_that_no_path_leads_to_are_refused(tmp_path: Path, load: Load, data: str) -> None:
-    with pytest.raises(ConfigError, match=r"^--data "):
+    with pytest.raises(UserError, match=r"^--data "):
         load(data)
     drawn_set(tmp_path / "set")
     with pytest.raises(UserError, match=r"^--"):
         load(tmp_path / "set" / "train.parquet", test_data=data)
+
+
+@pytest.mark.parametrize("options", [{}, {"data_root": "root", "data": "fashion-mnist"}])
+def test_places_that_do_not_answer_for_a_while_are_asked_again(
+    tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch, options: dict[str, str]
+) -> None:
+    """By whoever looks for the images of a training that is under way."""
+    monkeypatch.chdir(tmp_path)
+    drawn_set(Path("set"))
+    failures = iter([OSError(errno.ESTALE, os.strerror(errno.ESTALE), "set")] * 2)
+    stat = Path.stat
+
+    def away(self: Path, **how: bool) -> os.stat_result:
+        for error in failures:
+            raise error
+        return stat(self, **how)
+
+    monkeypatch.setattr(Path, "stat", away)
+    told: list[OSError] = []
+    waits = iter([None, None, True])
+    with pytest.raises(UserError) if options else nullcontext():
+        persistently(lambda: load(**{"data": "set", **options}), 60.0, told.append, lambda _: next(waits))
+    assert told
+    assert all(isinstance(error, Unreachable) for error in told)
 
 
 @pytest.mark.parametrize(("fault", "message"), ROWS)

@@ -189,6 +189,21 @@ def test_two_columns_of_one_name_that_nobody_asks_for(tmp_path: Path, load: Load
     check_drawn(load(tmp_path / "set"))
 
 
+@pytest.mark.parametrize("streaming", ["no", "yes"])
+def test_two_columns_of_one_name_beside_the_right_one(tmp_path: Path, load: Load, streaming: str) -> None:
+    drawn_set(tmp_path / "set")
+    for name in ("train", "test"):
+        path = tmp_path / "set" / f"{name}.parquet"
+        # Without what the Hub notes of them, integers are all alike.
+        table = pq.read_table(path).replace_schema_metadata(None)
+        for _ in range(2):
+            table = table.append_column("id", pa.array(range(len(table))))
+        pq.write_table(table, path)
+    with pytest.raises(ConfigError, match=r"3 columns that could hold the labels.*like --label-column label"):
+        load(tmp_path / "set", streaming=streaming, image_size=8)
+    assert load(tmp_path / "set", label_column="label").train.labels[:4].tolist() == [0, 1, 2, 0]
+
+
 def test_no_image_or_no_label_column(tmp_path: Path, load: Load) -> None:
     for name in ("train", "test"):
         pq.write_table(pa.table({"text": ["a"], "label": [0]}), tmp_path / f"{name}.parquet")

@@ -12,7 +12,7 @@ import torch
 
 from metamixer_ray.data import NAMED_SOURCES, Splits
 from metamixer_ray.data.sources.torchvision_sets import unpack
-from metamixer_ray.errors import ConfigError, DataError
+from metamixer_ray.errors import ConfigError, DataError, Unreachable, UserError
 from tests.data.drawing import CLASSES, class_folders, picture, pixels
 
 Load = Callable[..., Splits]
@@ -149,7 +149,7 @@ def test_a_data_root_that_is_no_folders_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("loop").symlink_to("loop")
-    with pytest.raises(ConfigError, match=r"^--data-root .*: the folder can't be looked into \(.*give one") as caught:
+    with pytest.raises(UserError, match=r"^--data-root .*: the folder can't be looked into \(.*give one") as caught:
         load("fashion-mnist", data_root=there)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 500
@@ -160,7 +160,7 @@ def test_a_data_root_that_may_not_be_read(load: Load, tmp_path: Path, monkeypatc
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "is_file", denied)  # root may read all
-    with pytest.raises(ConfigError, match=r"^--data-root .*\(Permission denied\); give one that can be read"):
+    with pytest.raises(Unreachable, match=r"^--data-root .*\(Permission denied\); give one that can be read"):
         load("fashion-mnist", data_root=str(tmp_path))
 
 

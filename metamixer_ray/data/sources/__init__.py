@@ -15,7 +15,7 @@ from metamixer_ray.data.sources.function import open_function
 from metamixer_ray.data.sources.locations import SUFFIXES, is_uri
 from metamixer_ray.data.sources.parquet import open_parquet
 from metamixer_ray.data.sources.torchvision_sets import TORCHVISION_SETS, open_torchvision
-from metamixer_ray.errors import ConfigError, UserError
+from metamixer_ray.errors import ConfigError, Unreachable, UserError
 from metamixer_ray.settings_text import brief
 
 
@@ -52,13 +52,15 @@ def open_source(config: DataConfig, cache_dir: Path, *, scored_only: bool = Fals
     Raises:
         ConfigError: nothing of that name, or options that don't belong together.
         DataError: a source that is there cannot be used.
+        Unreachable: it can't be looked at.
     """
     try:
         return _open_source(config, cache_dir, scored_only=scored_only)
     except UserError:
         raise  # some are OSErrors, too
     except OSError as error:
-        raise ConfigError(f"--data {config.data}: {error.strerror or error} ({brief(error.filename)})") from error
+        # To a worker, that saw the source when it was asked for, it is storage that may recover.
+        raise Unreachable(f"--data {config.data}: {error.strerror or error} ({brief(error.filename)})") from error
 
 
 def _open_source(config: DataConfig, cache_dir: Path, *, scored_only: bool) -> Source:

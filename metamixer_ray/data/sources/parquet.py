@@ -205,12 +205,13 @@ def _same_names(shown: str, name: str, count: int) -> DataError:
 def _only(candidates: list[str], shown: str, what: str, flag: str, kind: str, listed: str) -> str:
     if len(candidates) == 1:
         return candidates[0]
-    if (same := next((name for name in candidates if candidates.count(name) > 1), None)) is not None:
-        raise _same_names(shown, same, candidates.count(same))
+    alone = [name for name in candidates if candidates.count(name) == 1]
+    if candidates and not alone:
+        raise _same_names(shown, candidates[0], candidates.count(candidates[0]))
     if candidates:
         raise ConfigError(
             f"{shown} has {len(candidates)} columns that could hold the {what}s: {', '.join(candidates)}. "
-            f"Choose one by {flag}, like {flag} {candidates[0]}"
+            f"Choose one by {flag}, like {flag} {alone[0]}"
         )
     raise DataError(f"{shown} has no {what} column (of type {kind}); its columns are {listed}. Name one by {flag}")
 

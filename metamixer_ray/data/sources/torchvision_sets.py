@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metamixer_ray.data.sources.base import Part, Source, Split, array_chunks
-from metamixer_ray.errors import ConfigError, DataError
+from metamixer_ray.errors import ConfigError, DataError, Unreachable
 
 MOST_SHOWN = 200
 """Characters of a folder's name that an error message repeats."""
@@ -71,7 +71,8 @@ def open_torchvision(name: str, *, data_root: str | None, cache_dir: Path) -> So
 
     Raises:
         DataError: ``data_root`` doesn't hold the set, or (when opened) the download failed or a file is damaged.
-        ConfigError: ``data_root`` is no folder's name, or can't be looked into.
+        ConfigError: ``data_root`` is no folder's name.
+        Unreachable: it can't be looked into.
     """
     entry = TORCHVISION_SETS[name]
     identity: list[Any] = [name]
@@ -91,6 +92,8 @@ def open_torchvision(name: str, *, data_root: str | None, cache_dir: Path) -> So
             root.mkdir(parents=True, exist_ok=True)
         try:
             images, labels, classes = unpack(entry.load(str(root), split, data_root is None))
+        except (MemoryError, ImportError):
+            raise  # not of the files
         except Exception as error:  # files without a checksum may hold anything, and torchvision then raises anything
             reason = " ".join(str(error).split()) or type(error).__name__
             if data_root is not None:
@@ -137,7 +140,8 @@ def _look_into(data_root: str, layout: tuple[str, ...]) -> tuple[Path, list[list
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         shown = re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", "?", data_root)
         shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}..."
-        raise ConfigError(
+        # Storage may recover, a wrong name doesn't.
+        raise (Unreachable if isinstance(error, OSError) else ConfigError)(
             f"--data-root {shown}: the folder can't be looked into ({reason}); give one that can be read, or leave "
             "--data-root out to download the set"
         ) from error
