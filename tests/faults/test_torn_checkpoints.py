@@ -163,6 +163,15 @@ def test_what_reads_a_run_passes_it_over_too(mixed: Path, tmp_path: Path) -> Non
         newest_checkpoint(RunFolder(str(mixed)), 2, tmp_path / "scratch")
 
 
+@pytest.fixture
+def names(whole: Path, tmp_path: Path) -> list[str]:
+    """Two checkpoints from the midst of the training, newest first, also in ``tmp_path``."""
+    chosen = checkpoint_names(RunFolder(str(whole)))[2:4]
+    for name in chosen:
+        shutil.copytree(whole / name, tmp_path / name)
+    return chosen
+
+
 class FarAway(FolderSession):
     """A session over a store that doesn't give one of the checkpoints, and what was asked of it."""
 
@@ -186,11 +195,8 @@ def learn_far_away(gone: str, config: TrainConfig, folder: Path, names: list[str
 
 
 def test_one_that_cannot_be_fetched_is_passed_over_for_an_older_one(
-    pool: Pool, config: TrainConfig, whole: Path, tmp_path: Path
+    pool: Pool, config: TrainConfig, tmp_path: Path, names: list[str]
 ) -> None:
-    names = checkpoint_names(RunFolder(str(whole)))[2:4]
-    for name in names:
-        shutil.copytree(whole / name, tmp_path / name)
     for outcome, asked in pool.run(2, learn_far_away, names[0], config, tmp_path, names):
         assert (outcome.ended, asked) == ("finished", names)
         (told,) = outcome.reports[0]["warnings"]
@@ -232,11 +238,8 @@ def learn_from_a_bad_disk(
 
 
 def test_one_that_storage_does_not_give_is_passed_over_for_an_older_one(
-    pool: Pool, config: TrainConfig, whole: Path, tmp_path: Path
+    pool: Pool, config: TrainConfig, tmp_path: Path, names: list[str]
 ) -> None:
-    names = checkpoint_names(RunFolder(str(whole)))[2:4]
-    for name in names:
-        shutil.copytree(whole / name, tmp_path / name)
     for outcome, said in pool.run(2, partial(learn_from_a_bad_disk, names[0], 1, None), config, tmp_path, names):
         assert (outcome.ended, said) == ("finished", [])
         (told,) = outcome.reports[0]["warnings"]
@@ -248,11 +251,8 @@ def test_one_that_storage_does_not_give_is_passed_over_for_an_older_one(
 
 
 def test_all_wait_together_where_there_is_no_older_one(
-    pool: Pool, config: TrainConfig, whole: Path, tmp_path: Path
+    pool: Pool, config: TrainConfig, tmp_path: Path, names: list[str]
 ) -> None:
-    names = checkpoint_names(RunFolder(str(whole)))[2:4]
-    for name in names:
-        shutil.copytree(whole / name, tmp_path / name)
     # Both checkpoints, twice.
     for outcome, said in pool.run(2, partial(learn_from_a_bad_disk, "peer0.pt", 0, 4), config, tmp_path, names):
         assert outcome.ended == "finished"
