@@ -90,10 +90,10 @@ class TrainedRun:
 def find_run(text: str) -> RunFolder:
     """The folder that ``text`` means: a path or URI, else a name in the default storage."""
     try:
-        named = "://" not in text and not Path(os.path.expanduser(text)).exists()
+        here = "://" in text or Path(os.path.expanduser(text)).exists()
     except OSError:  # it will say why once it is to be read
-        named = False
-    if not named:
+        here = True
+    if here:
         return RunFolder(text, option="RUN")
     return storage_of(TrainConfig()).inside(text)
 

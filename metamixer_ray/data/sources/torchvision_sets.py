@@ -1,6 +1,5 @@
 """The classic sets by name, fetched and read by torchvision."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,7 @@ from numpy.typing import NDArray
 
 from metamixer_ray.data.sources.base import Part, Source, Split, array_chunks
 from metamixer_ray.errors import ConfigError, DataError, Unreachable
-
-MOST_SHOWN = 200
-"""Characters of a folder's name that an error message repeats."""
+from metamixer_ray.settings_text import brief
 
 
 @dataclass(frozen=True)
@@ -138,12 +135,10 @@ def _look_into(data_root: str, layout: tuple[str, ...]) -> tuple[Path, list[list
         return root, [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     except (OSError, ValueError, RuntimeError) as error:  # such as one too long, or with a NUL, or in a circle of links
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        shown = re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", "?", data_root)
-        shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}..."
         # Storage may recover, a wrong name doesn't.
         raise (Unreachable if isinstance(error, OSError) else ConfigError)(
-            f"--data-root {shown}: the folder can't be looked into ({reason}); give one that can be read, or leave "
-            "--data-root out to download the set"
+            f"--data-root {brief(data_root)}: the folder can't be looked into ({reason}); give one that can be read, "
+            "or leave --data-root out to download the set"
         ) from error
 
 
